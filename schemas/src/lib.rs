@@ -1,0 +1,1 @@
+//! The wire: Avro schemas, the Confluent wire format, topics and marks.

@@ -1,0 +1,1 @@
+//! Control API, usage, costs, balances, invoice preview and the console.

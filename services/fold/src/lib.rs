@@ -1,0 +1,1 @@
+//! The log folded into ClickHouse, and balances out of memory.

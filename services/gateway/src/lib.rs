@@ -1,0 +1,1 @@
+//! The inference path: admit, route, forward, meter, record.

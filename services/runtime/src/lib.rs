@@ -1,0 +1,1 @@
+//! What every role shares: configuration, telemetry, clock, task supervision, shutdown.

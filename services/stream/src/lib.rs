@@ -1,0 +1,1 @@
+//! Spool, recovery, shipping, and the step functions that turn a log into outcomes.

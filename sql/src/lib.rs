@@ -1,0 +1,1 @@
+//! Everything ClickHouse: migrations, row types, inserts and named queries.

@@ -1,0 +1,211 @@
+//! The names of every metric in the product, in one list, and the registry of a process.
+
+use prometheus::{
+    Encoder as _, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+pub use prometheus::{Error, Histogram, HistogramVec};
+
+/// The content type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+macro_rules! names {
+    ($($(#[$section:meta])* $variant:ident = $name:literal, $help:literal;)+) => {
+        /// A metric's name. A new metric begins here: one list, so that no two parts name the same thing twice.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Name {
+            $(#[doc = $help] $variant,)+
+        }
+
+        impl Name {
+            /// Every name.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The name that Prometheus sees.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it counts, in one sentence.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)+ }
+            }
+        }
+    };
+}
+
+names! {
+    // gateway
+    GatewayRequests = "tollgate_gateway_requests_total", "Requests by endpoint, model and end reason.";
+    GatewayRefused = "tollgate_gateway_refused_total", "Requests that were refused before dispatch, by code.";
+    GatewayInFlight = "tollgate_gateway_requests_in_flight", "Requests between admission and their end.";
+    GatewayTokens = "tollgate_gateway_tokens_total", "Tokens handed to clients, by model and token class.";
+    GatewayAttempts = "tollgate_gateway_attempts_total", "Tries at a replica, by replica and outcome.";
+    GatewayDuration = "tollgate_gateway_request_duration_seconds", "Time from a request's head to the end of its answer.";
+    GatewayTimeToFirstByte = "tollgate_gateway_time_to_first_byte_seconds", "Time from a request's head to the first byte of its answer.";
+    GatewayOverhead = "tollgate_gateway_overhead_seconds", "Time the gateway itself adds before dispatch.";
+    GatewayReplicaUp = "tollgate_gateway_replica_up", "1 when the replica's health check answers, by replica.";
+    GatewayReplicaActive = "tollgate_gateway_replica_active_requests", "Open requests at a replica.";
+    GatewayEstimated = "tollgate_gateway_estimated_total", "Requests whose counts the engine did not give to the end, by reason.";
+    GatewayUnpriced = "tollgate_gateway_unpriced_total", "Requests for a model without a price, by model. An alarm: they are billed as unrated lines.";
+    GatewayUnmetered = "tollgate_gateway_unmetered_total", "Requests served while the spool was full, as the tenant's plan chose. An alarm: their usage is lost.";
+    GatewayReservedTokens = "tollgate_gateway_reserved_tokens", "Tokens held by open reservations.";
+    // control state, in every role that reads it
+    ControlOffset = "tollgate_control_offset", "The next offset of the control log that this process will apply.";
+    ControlRefused = "tollgate_control_refused_total", "Records of the control log that were not applied, by reason.";
+    ControlStale = "tollgate_control_snapshot_age_seconds", "How old the state is that this process works from.";
+    // spool and shipper
+    SpoolRecords = "tollgate_spool_records_total", "Records appended to the spool, by topic.";
+    SpoolBytes = "tollgate_spool_bytes", "Bytes of the spool's segments on disk.";
+    SpoolCapacity = "tollgate_spool_capacity_bytes", "Bytes that the spool may use.";
+    SpoolSegments = "tollgate_spool_segments", "Segments of the spool on disk.";
+    SpoolFsync = "tollgate_spool_fsync_seconds", "Duration of a group fsync.";
+    SpoolErrors = "tollgate_spool_errors_total", "Failed writes and fsyncs, by kind.";
+    SpoolFull = "tollgate_spool_full", "1 while the spool has no room for a new request.";
+    SpoolLost = "tollgate_spool_lost_total", "Records that could not be kept, by reason. An alarm: usage is lost.";
+    SpoolRecovered = "tollgate_spool_recovered_total", "Requests of an earlier start that were finished as gateway_lost.";
+    ShipAcked = "tollgate_ship_acked_total", "Records that Kafka acknowledged, by topic.";
+    ShipPending = "tollgate_ship_pending", "Records in the spool that Kafka has not acknowledged.";
+    ShipErrors = "tollgate_ship_errors_total", "Delivery errors, each followed by a new producer from the cursor.";
+    ShipOldest = "tollgate_ship_oldest_pending_seconds", "Age of the oldest record that Kafka has not acknowledged.";
+    ShipHeartbeats = "tollgate_ship_heartbeats_total", "Heartbeats sent, one per partition each second.";
+    // fold
+    FoldOffsets = "tollgate_fold_offsets_total", "Offsets by topic and outcome: folded, duplicate, dead, mark. They add up to the offsets read.";
+    FoldPosition = "tollgate_fold_position", "The next offset to fold, by topic and partition, as ClickHouse says.";
+    FoldLag = "tollgate_fold_lag", "Offsets in the log that are not folded yet, by topic and partition.";
+    FoldChunks = "tollgate_fold_chunks_total", "Chunks by topic and what became of them: written, foreign, torn, refused.";
+    FoldInsert = "tollgate_fold_insert_seconds", "Duration of one chunk's insert and read-back.";
+    FoldProofs = "tollgate_fold_proofs_total", "Full proofs of the position, at assignment and after any doubt.";
+    FoldStopped = "tollgate_fold_stopped", "1 while a line stands still because records are missing, by topic and partition. An alarm.";
+    FoldDead = "tollgate_fold_dead_letters_total", "Records that became dead letters, by topic and reason.";
+    FoldDelay = "tollgate_fold_delay_seconds", "Time from a record's log time to its row being read back.";
+    FoldBalances = "tollgate_fold_balances_total", "Balances published.";
+    FoldErrors = "tollgate_fold_errors_total", "Errors that led to a new proof, by kind.";
+    // billing
+    BillingRequests = "tollgate_billing_requests_total", "Requests to the billing API, by route and status.";
+    BillingDuration = "tollgate_billing_request_duration_seconds", "Duration of requests to the billing API, by route.";
+    BillingQueries = "tollgate_billing_query_seconds", "Duration of a ClickHouse query, by name.";
+    BillingUnrated = "tollgate_billing_unrated_total", "Usage lines without a price in an answer. An alarm.";
+    BillingControlWrites = "tollgate_billing_control_writes_total", "Writes to the control log, by kind and outcome.";
+    // every process
+    ProcessStarted = "tollgate_process_start_time_seconds", "When the process started, in seconds since the Unix epoch.";
+    BuildInfo = "tollgate_build_info", "Always 1; the labels say which version runs in which role.";
+}
+
+/// The metrics of one process. Cheap to clone, clones share the registry. Make each metric once, keep it, and touch only
+/// the kept one on hot paths.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Registry);
+
+impl Metrics {
+    /// An empty registry.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The registry itself, for collectors of other kinds.
+    pub fn registry(&self) -> &Registry {
+        &self.0
+    }
+
+    /// A counter.
+    ///
+    /// # Errors
+    /// When the name is taken in this registry. So for all that follow; label names must be valid too.
+    pub fn counter(&self, name: Name) -> Result<IntCounter, Error> {
+        self.keep(IntCounter::with_opts(opts(name))?)
+    }
+
+    /// A counter per combination of labels. Keep the values of labels few: no request, key or user ids.
+    ///
+    /// # Errors
+    /// See [`Metrics::counter`].
+    pub fn counters(&self, name: Name, labels: &[&str]) -> Result<IntCounterVec, Error> {
+        self.keep(IntCounterVec::new(opts(name), labels)?)
+    }
+
+    /// A figure that goes up and down.
+    ///
+    /// # Errors
+    /// See [`Metrics::counter`].
+    pub fn gauge(&self, name: Name) -> Result<IntGauge, Error> {
+        self.keep(IntGauge::with_opts(opts(name))?)
+    }
+
+    /// A gauge per combination of labels.
+    ///
+    /// # Errors
+    /// See [`Metrics::counter`].
+    pub fn gauges(&self, name: Name, labels: &[&str]) -> Result<IntGaugeVec, Error> {
+        self.keep(IntGaugeVec::new(opts(name), labels)?)
+    }
+
+    /// A distribution, with the upper bounds of its buckets (for durations: [`SECONDS`]).
+    ///
+    /// # Errors
+    /// See [`Metrics::counter`]; and when the bounds do not rise.
+    pub fn histogram(&self, name: Name, buckets: &[f64]) -> Result<Histogram, Error> {
+        self.keep(Histogram::with_opts(histogram_opts(name, buckets))?)
+    }
+
+    /// A distribution per combination of labels.
+    ///
+    /// # Errors
+    /// See [`Metrics::histogram`].
+    pub fn histograms(&self, name: Name, labels: &[&str], buckets: &[f64]) -> Result<HistogramVec, Error> {
+        self.keep(HistogramVec::new(histogram_opts(name, buckets), labels)?)
+    }
+
+    /// All metrics in Prometheus' text format.
+    pub fn text(&self) -> String {
+        let mut bytes = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.0.gather(), &mut bytes) {
+            tracing::error!(%error, "the metrics could not be written");
+        }
+        String::from_utf8(bytes).unwrap_or_default()
+    }
+
+    fn keep<C: prometheus::core::Collector + Clone + 'static>(&self, collector: C) -> Result<C, Error> {
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+}
+
+/// Bounds for durations in seconds, from 100 µs to two minutes.
+pub const SECONDS: &[f64] =
+    &[0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+fn opts(name: Name) -> Opts {
+    Opts::new(name.as_str(), name.help())
+}
+
+fn histogram_opts(name: Name, buckets: &[f64]) -> HistogramOpts {
+    HistogramOpts::new(name.as_str(), name.help()).buckets(buckets.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_follow_the_conventions() {
+        let mut seen = std::collections::BTreeSet::new();
+        for name in Name::ALL {
+            let text = name.as_str();
+            assert!(seen.insert(text), "{text} twice");
+            assert!(text.starts_with("tollgate_"), "{text}");
+            assert!(text.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{text}");
+            assert!(name.help().ends_with('.'), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_counted_is_shown() {
+        let metrics = Metrics::new();
+        metrics.counters(Name::FoldOffsets, &["topic", "outcome"]).unwrap().with_label_values(&["t", "folded"]).inc();
+        metrics.histogram(Name::FoldInsert, SECONDS).unwrap().observe(0.2);
+        let text = metrics.text();
+        assert!(text.contains(r#"tollgate_fold_offsets_total{outcome="folded",topic="t"} 1"#), "{text}");
+        assert!(text.contains("tollgate_fold_insert_seconds_count 1"), "{text}");
+        assert!(metrics.counter(Name::FoldOffsets).is_err(), "a name is taken once");
+    }
+}

@@ -166,8 +166,16 @@ impl Answer {
     fn roles(&mut self) {
         for choice in (0..).take(self.told.len()) {
             let prompt = self.prompt_of(choice);
-            let usage = self.ask.continuous_usage.then_some(Counts { prompt, reasoning: (self.ask.reasoning_tokens > 0).then_some(0), ..Counts::default() });
-            let ids = self.ask.return_token_ids.then(|| self.ask.prompts.first().map(|prompt| prompt.tokens.clone())).flatten();
+            let usage = self.ask.continuous_usage.then_some(Counts {
+                prompt,
+                reasoning: (self.ask.reasoning_tokens > 0).then_some(0),
+                ..Counts::default()
+            });
+            let ids = self
+                .ask
+                .return_token_ids
+                .then(|| self.ask.prompts.first().map(|prompt| prompt.tokens.clone()))
+                .flatten();
             let text = self.envelope.role(choice, usage, ids.as_deref());
             self.queue.push_back(Event::new(text, 0));
         }
@@ -221,7 +229,9 @@ impl Answer {
             let Some(step) = self.generation.steps.recv().await else { break };
             self.note_first(&step);
             let limit = u64::from(self.ask.reasoning_tokens);
-            let Some(told) = usize::try_from(step.choice).ok().and_then(|index| self.told.get_mut(index)) else { continue };
+            let Some(told) = usize::try_from(step.choice).ok().and_then(|index| self.told.get_mut(index)) else {
+                continue;
+            };
             let reasons = step.token.is_some() && told.generated < limit;
             told.piece.add(&step, reasons);
             told.generated += u64::from(step.token.is_some());
@@ -237,8 +247,10 @@ impl Answer {
         }
         let pieces: Vec<Piece> = self.told.iter_mut().map(|told| std::mem::take(&mut told.piece)).collect();
         let counts = self.sum();
-        let ids = self.ask.return_token_ids.then(|| self.ask.prompts.first().map(|prompt| prompt.tokens.clone())).flatten();
-        let text = self.envelope.whole(&pieces, self.form(), tell_usage.then_some(counts), self.millis(), ids.as_deref());
+        let ids =
+            self.ask.return_token_ids.then(|| self.ask.prompts.first().map(|prompt| prompt.tokens.clone())).flatten();
+        let text =
+            self.envelope.whole(&pieces, self.form(), tell_usage.then_some(counts), self.millis(), ids.as_deref());
         Event::new(text, counts.completion)
     }
 }

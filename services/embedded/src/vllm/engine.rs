@@ -93,7 +93,7 @@ pub(super) struct Engine {
 impl Engine {
     pub(super) fn new(settings: Arc<SimulatorSettings>) -> Self {
         Self {
-            stats: Stats::default(),
+            stats: Stats::new(settings.max_model_len),
             slots: Semaphore::new(usize::try_from(settings.max_num_seqs).unwrap_or(Semaphore::MAX_PERMITS)),
             cache: Mutex::new(PrefixCache::new(settings.block_size, settings.cache_blocks)),
             drain: CancellationToken::new(),
@@ -114,7 +114,8 @@ impl Engine {
         let (sender, steps) = mpsc::unbounded_channel();
         let gone = CancellationToken::new();
         let timing = Arc::new(Mutex::new(Timing { arrived: Instant::now(), scheduled: None }));
-        let run = Run { engine: Arc::clone(self), plan, entry, sender, gone: gone.clone(), timing: Arc::clone(&timing) };
+        let run =
+            Run { engine: Arc::clone(self), plan, entry, sender, gone: gone.clone(), timing: Arc::clone(&timing) };
         self.tasks.spawn(run.work());
         Ok(Generation { steps, timing, gone })
     }
@@ -259,10 +260,21 @@ impl Run {
             if stop_reason.is_none() {
                 text.push_str(&choice.stops.rest());
             }
-            self.engine.stats.finished(finish, u32::try_from(choice.plan.prompt.len()).unwrap_or(u32::MAX), choice.made);
+            self.engine.stats.finished(
+                finish,
+                u32::try_from(choice.plan.prompt.len()).unwrap_or(u32::MAX),
+                choice.made,
+            );
         }
         // A closed channel means that the client has gone: what is made now is overshoot.
-        let _ = self.sender.send(Step { choice: choice.index, token: Some(token), text, finish, stop_reason, cache: choice.cache });
+        let _ = self.sender.send(Step {
+            choice: choice.index,
+            token: Some(token),
+            text,
+            finish,
+            stop_reason,
+            cache: choice.cache,
+        });
     }
 
     /// The tokens made between the disconnect and the moment the engine notices it.
@@ -276,7 +288,14 @@ impl Run {
 
     fn abort_all(&self) {
         for index in (0..).take(self.plan.choices.len()) {
-            let step = Step { choice: index, token: None, text: String::new(), finish: Some(Finish::Abort), stop_reason: None, cache: CacheUse::default() };
+            let step = Step {
+                choice: index,
+                token: None,
+                text: String::new(),
+                finish: Some(Finish::Abort),
+                stop_reason: None,
+                cache: CacheUse::default(),
+            };
             let _ = self.sender.send(step);
         }
     }

@@ -20,7 +20,11 @@ impl ApiError {
     fn shaped(status: StatusCode, kind: &str, message: &str, param: Option<&str>) -> Self {
         let param = param.map_or_else(|| "null".to_owned(), quote);
         let (message, kind, code) = (quote(message), quote(kind), status.as_u16());
-        Self { status, body: format!(r#"{{"error":{{"message":{message},"type":{kind},"param":{param},"code":{code}}}}}"#), allow: None }
+        Self {
+            status,
+            body: format!(r#"{{"error":{{"message":{message},"type":{kind},"param":{param},"code":{code}}}}}"#),
+            allow: None,
+        }
     }
 
     /// 400 by vLLM's own checks.
@@ -41,7 +45,10 @@ impl ApiError {
 
     /// A field of the body that does not parse.
     pub(super) fn field(kind: &str, location: &str, message: &str, input: &str) -> Self {
-        Self::validation(&format!("{{'type': '{kind}', 'loc': '{location}', 'msg': '{message}', 'input': '{input}'}}"), Some(location))
+        Self::validation(
+            &format!("{{'type': '{kind}', 'loc': '{location}', 'msg': '{message}', 'input': '{input}'}}"),
+            Some(location),
+        )
     }
 
     pub(super) fn model(name: &str, served: &[String]) -> Self {
@@ -112,7 +119,8 @@ impl ApiError {
 
 /// Characters before the error.
 fn position(body: &str, error: &serde_json::Error) -> usize {
-    let before: usize = body.split_inclusive('\n').take(error.line().saturating_sub(1)).map(|line| line.chars().count()).sum();
+    let before: usize =
+        body.split_inclusive('\n').take(error.line().saturating_sub(1)).map(|line| line.chars().count()).sum();
     let column = if error.is_eof() { error.column() } else { error.column().saturating_sub(1) };
     before + column
 }

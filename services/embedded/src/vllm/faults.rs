@@ -138,8 +138,9 @@ impl FromStr for Fault {
         let wrong = |reason: &str| FaultError { text: text.to_owned(), reason: reason.to_owned() };
         let mut parts = text.trim().split(':');
         let name = parts.next().unwrap_or_default();
-        let numbers: Vec<u64> =
-            parts.map(|part| part.parse().map_err(|_| wrong("its parts after the name are whole numbers"))).collect::<Result<_, _>>()?;
+        let numbers: Vec<u64> = parts
+            .map(|part| part.parse().map_err(|_| wrong("its parts after the name are whole numbers")))
+            .collect::<Result<_, _>>()?;
         if numbers.len() > 2 {
             return Err(wrong("it has at most two numbers"));
         }
@@ -264,8 +265,19 @@ mod tests {
     #[test]
     fn the_text_of_every_fault_reads_back() {
         for text in [
-            "refuse", "stall:2:500", "die_mid_stream:3", "reset_mid_stream:1", "no_done:4", "malformed:0", "status:500", "overload",
-            "no_usage", "error_mid_stream:3", "abort:5", "slow_drip:7:5", "unhealthy",
+            "refuse",
+            "stall:2:500",
+            "die_mid_stream:3",
+            "reset_mid_stream:1",
+            "no_done:4",
+            "malformed:0",
+            "status:500",
+            "overload",
+            "no_usage",
+            "error_mid_stream:3",
+            "abort:5",
+            "slow_drip:7:5",
+            "unhealthy",
         ] {
             assert_eq!(text.parse::<Fault>().unwrap().to_string(), text);
         }

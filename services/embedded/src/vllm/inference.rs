@@ -16,7 +16,7 @@ use super::faults::Fault;
 use super::record::Entry;
 use super::render::Envelope;
 use super::request::{self, Ask, Endpoint};
-use super::routes::{Body, State, json_headers, refuse};
+use super::routes::{Body, State, json_headers, refuse, seconds};
 use super::socket::SocketControl;
 use super::tokens::mix;
 use super::wire::{Broken, EndGuard, Source, Wire, stall};
@@ -32,8 +32,9 @@ pub(super) async fn answer(
 ) -> Result<Response<Body>, Broken> {
     let request_id = header(headers, "x-request-id");
     let (number, entry) = state.ledger.open(path, request_id.clone());
-    let guard = EndGuard(Arc::clone(&entry));
-    match generate(&state, &socket, endpoint, headers, body, number, guard).await {
+    // Kept until here, so that an error's own outcome comes before the guard's.
+    let guard = Arc::new(EndGuard(Arc::clone(&entry)));
+    match generate(&state, &socket, endpoint, headers, body, number, Arc::clone(&guard)).await {
         Ok(response) => {
             entry.note(|record| record.status = response.status().as_u16());
             Ok(response)
@@ -66,7 +67,7 @@ async fn generate(
     headers: &HeaderMap,
     body: &[u8],
     number: u64,
-    guard: EndGuard,
+    guard: Arc<EndGuard>,
 ) -> Result<Response<Body>, Refusal> {
     let entry = Arc::clone(&guard.0);
     let json = header(headers, "content-type").is_some_and(|kind| {
@@ -139,7 +140,7 @@ fn envelope(state: &State, endpoint: Endpoint, id: String) -> Envelope {
     Envelope {
         endpoint,
         id,
-        created: chrono::Utc::now().timestamp(),
+        created: seconds(),
         model: state.settings.model().to_owned(),
         fingerprint: state.settings.system_fingerprint.clone(),
         prompt_details: state.settings.enable_prompt_tokens_details,
@@ -158,7 +159,14 @@ fn answer_id(state: &State, ask: &Ask, header: Option<&str>, number: u64) -> Str
     }
 }
 
-fn streamed(state: &State, socket: &Arc<SocketControl>, answer: Answer, fault: Option<Fault>, guard: EndGuard, id: Option<&str>) -> Response<Body> {
+fn streamed(
+    state: &State,
+    socket: &Arc<SocketControl>,
+    answer: Answer,
+    fault: Option<Fault>,
+    guard: Arc<EndGuard>,
+    id: Option<&str>,
+) -> Response<Body> {
     let wire = Wire::new(Source::Stream(Box::new(answer)), fault, Arc::clone(socket), guard, &state.settings);
     let mut response = Response::new(body(wire));
     *response.headers_mut() = state.headers("text/event-stream; charset=utf-8", None, id);
@@ -170,7 +178,7 @@ async fn whole(
     socket: &Arc<SocketControl>,
     mut answer: Answer,
     fault: Option<Fault>,
-    guard: EndGuard,
+    guard: Arc<EndGuard>,
     id: Option<&str>,
     tell_usage: bool,
 ) -> Result<Response<Body>, Refusal> {
@@ -191,7 +199,8 @@ async fn whole(
             ([half].into(), None, length / 2)
         }
         other => {
-            let whole = Event { bytes: Bytes::from([&half.bytes[..], &event.bytes[..]].concat()), tokens: event.tokens };
+            let whole =
+                Event { bytes: Bytes::from([&half.bytes[..], &event.bytes[..]].concat()), tokens: event.tokens };
             (VecDeque::from([whole]), other, length)
         }
     };
@@ -203,7 +212,8 @@ async fn whole(
 }
 
 fn body(wire: Wire) -> Body {
-    let frames = stream::unfold(wire, |mut wire| async move { wire.next().await.map(|next| (next.map(Frame::data), wire)) });
+    let frames =
+        stream::unfold(wire, |mut wire| async move { wire.next().await.map(|next| (next.map(Frame::data), wire)) });
     StreamBody::new(frames).boxed_unsync()
 }
 

@@ -36,7 +36,9 @@ mod tests {
 
     #[test]
     fn markers_are_found_anywhere_and_nonsense_is_text() {
-        let found = Markers::find(["tell [[tokens:37]] me [[fault:stall:2:50]]", "a [[[reasoning:4]] b [[tokens:x]] [[open"].into_iter());
+        let found = Markers::find(
+            ["tell [[tokens:37]] me [[fault:stall:2:50]]", "a [[[reasoning:4]] b [[tokens:x]] [[open"].into_iter(),
+        );
         assert_eq!((found.tokens, found.fault), (Some(37), Some(Fault::Stall { after: 2, ms: 50 })));
         assert_eq!(Markers::find(["[[reasoning:4]]"].into_iter()).reasoning, Some(4));
         assert_eq!(Markers::find(["plain"].into_iter()), Markers::default());

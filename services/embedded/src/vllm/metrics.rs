@@ -23,17 +23,29 @@ pub(super) fn render(state: &State) -> String {
     let usage = if room > 0.0 { gauge(&stats.resident) / room } else { 0.0 };
     page.gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", usage);
     let (prompt, cached) = (count(&stats.prompt_tokens), count(&stats.cached_tokens));
-    page.counter("prefix_cache_queries", "Prefix cache queries, in terms of number of queried tokens.", &[("", prompt)]);
+    page.counter(
+        "prefix_cache_queries",
+        "Prefix cache queries, in terms of number of queried tokens.",
+        &[("", prompt)],
+    );
     page.counter("prefix_cache_hits", "Prefix cache hits, in terms of number of cached tokens.", &[("", cached)]);
     page.counter("num_preemptions", "Cumulative number of preemption from the engine.", &[("", 0.0)]);
     page.counter("prompt_tokens", "Number of prefill tokens processed.", &[("", prompt)]);
     page.counter(
         "prompt_tokens_by_source",
         "Number of prompt tokens by source.",
-        &[("source=\"local_compute\"", prompt - cached), ("source=\"local_cache_hit\"", cached), ("source=\"external_kv_transfer\"", 0.0)],
+        &[
+            ("source=\"local_compute\"", prompt - cached),
+            ("source=\"local_cache_hit\"", cached),
+            ("source=\"external_kv_transfer\"", 0.0),
+        ],
     );
     page.counter("prompt_tokens_cached", "Number of cached prompt tokens (local + external).", &[("", cached)]);
-    page.counter("generation_tokens", "Number of generation tokens processed.", &[("", count(&stats.generation_tokens))]);
+    page.counter(
+        "generation_tokens",
+        "Number of generation tokens processed.",
+        &[("", count(&stats.generation_tokens))],
+    );
     page.counter(
         "request_success",
         "Count of successfully processed requests.",
@@ -47,10 +59,22 @@ pub(super) fn render(state: &State) -> String {
     );
     page.rejections(count(&stats.rejected));
     page.histogram("request_prompt_tokens", "Number of prefill tokens processed.", &stats.request_prompt_tokens);
-    page.histogram("request_generation_tokens", "Number of generation tokens processed.", &stats.request_generation_tokens);
-    page.histogram("time_to_first_token_seconds", "Histogram of time to first token in seconds.", &stats.time_to_first_token);
+    page.histogram(
+        "request_generation_tokens",
+        "Number of generation tokens processed.",
+        &stats.request_generation_tokens,
+    );
+    page.histogram(
+        "time_to_first_token_seconds",
+        "Histogram of time to first token in seconds.",
+        &stats.time_to_first_token,
+    );
     page.histogram("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", &stats.e2e_latency);
-    page.histogram("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", &stats.queue_time);
+    page.histogram(
+        "request_queue_time_seconds",
+        "Histogram of time spent in WAITING phase for request.",
+        &stats.queue_time,
+    );
     page.out
 }
 
@@ -105,7 +129,10 @@ impl Page {
             self.family(&format!("admission_rejections_{suffix}"), help, kind);
             for (reason, value) in ["max_num_queued_reqs", "max_num_queued_tokens"].iter().zip(values) {
                 let (model, value) = (&self.model, number(value));
-                let _ = writeln!(self.out, "vllm:admission_rejections_{suffix}{{model_name=\"{model}\",reason=\"{reason}\"}} {value}");
+                let _ = writeln!(
+                    self.out,
+                    "vllm:admission_rejections_{suffix}{{model_name=\"{model}\",reason=\"{reason}\"}} {value}"
+                );
             }
         }
     }

@@ -67,10 +67,20 @@ impl Prompt {
 pub(super) fn chat(fields: &Map<String, Value>, model: &str) -> Result<Prompt, ApiError> {
     let messages = match fields.get("messages") {
         Some(Value::Array(messages)) if messages.is_empty() => {
-            return Err(ApiError::bad("Cannot apply chat template to an empty conversation. Provide at least one message.", None));
+            return Err(ApiError::bad(
+                "Cannot apply chat template to an empty conversation. Provide at least one message.",
+                None,
+            ));
         }
         Some(Value::Array(messages)) => messages,
-        other => return Err(ApiError::field("list_type", "body.messages", "Input should be a valid list", &shown(other.unwrap_or(&Value::Null)))),
+        other => {
+            return Err(ApiError::field(
+                "list_type",
+                "body.messages",
+                "Input should be a valid list",
+                &shown(other.unwrap_or(&Value::Null)),
+            ));
+        }
     };
     let mut pieces = vec![special(0, "<|begin|>")];
     let mut said = String::new();
@@ -80,7 +90,12 @@ pub(super) fn chat(fields: &Map<String, Value>, model: &str) -> Result<Prompt, A
     for (index, message) in messages.iter().enumerate() {
         let role = message.get("role").and_then(Value::as_str);
         let Some(role) = role else {
-            return Err(ApiError::field("missing", &format!("body.messages.{index}.role"), "Field required", &shown(message)));
+            return Err(ApiError::field(
+                "missing",
+                &format!("body.messages.{index}.role"),
+                "Field required",
+                &shown(message),
+            ));
         };
         let content = content(message.get("content"), model)?;
         let role_id = if role == "user" { 429 } else { tokenize(role).first().map_or(0, |token| token.id) };
@@ -148,9 +163,13 @@ fn id_prompt(ids: &[Value]) -> Result<Prompt, ApiError> {
     let mut pieces = Vec::with_capacity(ids.len());
     for id in ids {
         match id.as_u64() {
-            Some(id) if in_vocabulary(id) => pieces.push(PromptToken { id: u32::try_from(id).unwrap_or(0), bytes: Vec::new() }),
+            Some(id) if in_vocabulary(id) => {
+                pieces.push(PromptToken { id: u32::try_from(id).unwrap_or(0), bytes: Vec::new() })
+            }
             Some(id) => return Err(ApiError::bad(&format!("Token id {id} is out of vocabulary"), None)),
-            None => return Err(ApiError::field("int_type", "body.prompt", "Input should be a valid integer", &shown(id))),
+            None => {
+                return Err(ApiError::field("int_type", "body.prompt", "Input should be a valid integer", &shown(id)));
+            }
         }
     }
     Ok(Prompt::new(pieces, String::new(), None))

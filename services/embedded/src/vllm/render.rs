@@ -118,7 +118,11 @@ impl Piece {
         let Some(top) = top else { return "null".to_owned() };
         let entry = |token: &OutputToken, rank: u32| {
             let bytes = list(token.text.bytes());
-            format!(r#""token":{},"logprob":{:?},"bytes":{bytes}"#, quote(&token.text), -0.5 - f64::from(rank) - f64::from(token.id % 64) / 64.0)
+            format!(
+                r#""token":{},"logprob":{:?},"bytes":{bytes}"#,
+                quote(&token.text),
+                -0.5 - f64::from(rank) - f64::from(token.id % 64) / 64.0
+            )
         };
         let token = |token: &OutputToken| {
             let ranked = list((0..top).map(|rank| format!("{{{}}}", entry(token, rank))));
@@ -137,7 +141,12 @@ pub(super) struct Form {
 
 impl Envelope {
     fn head(&self, object: &str) -> String {
-        format!(r#"{{"id":{},"object":"{object}","created":{},"model":{},"choices":"#, quote(&self.id), self.created, quote(&self.model))
+        format!(
+            r#"{{"id":{},"object":"{object}","created":{},"model":{},"choices":"#,
+            quote(&self.id),
+            self.created,
+            quote(&self.model)
+        )
     }
 
     fn event(&self, rest: &str) -> String {
@@ -179,7 +188,9 @@ impl Envelope {
                     None => format!(r#"{{"content":{}}}"#, quote(&piece.text)),
                 };
                 let stop = if piece.finish.is_some() { format!(r#","stop_reason":{stop}"#) } else { String::new() };
-                format!(r#"[{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish}{stop},"token_ids":{ids}}}]"#)
+                format!(
+                    r#"[{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{finish}{stop},"token_ids":{ids}}}]"#
+                )
             }
             Endpoint::Completions => format!(
                 r#"[{{"index":{index},"text":{},"logprobs":{logprobs},"finish_reason":{finish},"stop_reason":{stop},"prompt_token_ids":null,"token_ids":{ids}}}]"#,
@@ -209,7 +220,14 @@ impl Envelope {
     }
 
     /// A whole answer.
-    pub(super) fn whole(&self, pieces: &[Piece], form: Form, counts: Option<Counts>, millis: Option<Millis>, prompt_ids: Option<&[u32]>) -> String {
+    pub(super) fn whole(
+        &self,
+        pieces: &[Piece],
+        form: Form,
+        counts: Option<Counts>,
+        millis: Option<Millis>,
+        prompt_ids: Option<&[u32]>,
+    ) -> String {
         let ids = list_or_null(prompt_ids.map(<[u32]>::to_vec));
         let choices = list(pieces.iter().map(|piece| self.whole_choice(piece, form, &ids)));
         let object = match self.endpoint {
@@ -231,7 +249,8 @@ impl Envelope {
 
     fn whole_choice(&self, piece: &Piece, form: Form, prompt_ids: &str) -> String {
         let (index, ids, logprobs) = (piece.choice, piece.token_ids(form.token_ids), piece.logprobs(form.logprobs));
-        let (text, finish, stop) = (quote(&piece.text), quote_or_null(piece.finish), quote_or_null(piece.stop_reason.as_deref()));
+        let (text, finish, stop) =
+            (quote(&piece.text), quote_or_null(piece.finish), quote_or_null(piece.stop_reason.as_deref()));
         let reasoning = quote_or_null(piece.reasoning.as_deref());
         match self.endpoint {
             Endpoint::Chat => format!(
@@ -254,13 +273,20 @@ impl Envelope {
         } else {
             "null".to_owned()
         };
-        format!(r#"{},"prompt_tokens_details":{details},"completion_tokens_details":{}}}"#, counts.head(), counts.reasoning())
+        format!(
+            r#"{},"prompt_tokens_details":{details},"completion_tokens_details":{}}}"#,
+            counts.head(),
+            counts.reasoning()
+        )
     }
 }
 
 /// The error event of a dead engine, spaced as Python's `json.dumps` does.
 pub(super) fn error_event(message: &str) -> String {
-    format!("data: {{\"error\": {{\"message\": {}, \"type\": \"InternalServerError\", \"param\": null, \"code\": 500}}}}\n\n", quote(message))
+    format!(
+        "data: {{\"error\": {{\"message\": {}, \"type\": \"InternalServerError\", \"param\": null, \"code\": 500}}}}\n\n",
+        quote(message)
+    )
 }
 
 /// The end of a stream.

@@ -51,7 +51,8 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
     if body.is_empty() {
         return Err(ApiError::field("missing", "body", "Field required", "None"));
     }
-    let text = std::str::from_utf8(body).map_err(|_| ApiError::detail(http::StatusCode::BAD_REQUEST, "There was an error parsing the body"))?;
+    let text = std::str::from_utf8(body)
+        .map_err(|_| ApiError::detail(http::StatusCode::BAD_REQUEST, "There was an error parsing the body"))?;
     match serde_json::from_str(text) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(other) => Err(ApiError::field(
@@ -60,27 +61,41 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
             "Input should be a valid dictionary or object to extract fields from",
             &shown(&other),
         )),
-        Err(error) if error.to_string().contains("surrogate") => {
-            Err(ApiError::bad("TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]", None))
-        }
+        Err(error) if error.to_string().contains("hex escape") => Err(ApiError::bad(
+            "TextEncodeInput must be Union[TextInputSequence, Tuple[InputSequence, InputSequence]]",
+            None,
+        )),
         Err(error) => Err(ApiError::json(text, &error)),
     }
 }
 
 /// Checks a request and plans its generation.
-pub(super) fn read(endpoint: Endpoint, fields: &Map<String, Value>, settings: &SimulatorSettings) -> Result<(Ask, Plan), ApiError> {
+pub(super) fn read(
+    endpoint: Endpoint,
+    fields: &Map<String, Value>,
+    settings: &SimulatorSettings,
+) -> Result<(Ask, Plan), ApiError> {
     let required = match endpoint {
         Endpoint::Chat => "messages",
         Endpoint::Completions => "prompt",
     };
     if fields.get(required).is_none_or(Value::is_null) && endpoint == Endpoint::Chat {
-        return Err(ApiError::field("missing", "body.messages", "Field required", &shown(&Value::Object(fields.clone()))));
+        return Err(ApiError::field(
+            "missing",
+            "body.messages",
+            "Field required",
+            &shown(&Value::Object(fields.clone())),
+        ));
     }
     let limits = Limits::read(endpoint, fields)?;
     let stream = flag(fields, "stream");
     let options = fields.get("stream_options").filter(|options| !options.is_null());
     if options.is_some() && !stream {
-        return Err(ApiError::parameter("Stream options can only be defined when `stream=True`.", "stream_options", None));
+        return Err(ApiError::parameter(
+            "Stream options can only be defined when `stream=True`.",
+            "stream_options",
+            None,
+        ));
     }
     if let Some(model) = fields.get("model").and_then(Value::as_str)
         && !settings.models.iter().any(|served| served == model)
@@ -103,10 +118,14 @@ pub(super) fn read(endpoint: Endpoint, fields: &Map<String, Value>, settings: &S
         choices_per_prompt: limits.choices,
         echo: endpoint == Endpoint::Completions && flag(fields, "echo"),
         echo_only: limits.echo_only,
-        stream_interval: integer(fields, "stream_interval")?.and_then(|k| u32::try_from(k).ok()).filter(|k| *k > 0).unwrap_or(settings.stream_interval),
+        stream_interval: integer(fields, "stream_interval")?
+            .and_then(|k| u32::try_from(k).ok())
+            .filter(|k| *k > 0)
+            .unwrap_or(settings.stream_interval),
         return_token_ids: asked_tokens,
-        logprobs: (endpoint == Endpoint::Chat && flag(fields, "logprobs"))
-            .then(|| fields.get("top_logprobs").and_then(Value::as_u64).and_then(|k| u32::try_from(k).ok()).unwrap_or(0)),
+        logprobs: (endpoint == Endpoint::Chat && flag(fields, "logprobs")).then(|| {
+            fields.get("top_logprobs").and_then(Value::as_u64).and_then(|k| u32::try_from(k).ok()).unwrap_or(0)
+        }),
         reasoning_tokens: markers.reasoning.unwrap_or(settings.reasoning_tokens),
         request_id: fields.get("request_id").and_then(Value::as_str).map(str::to_owned),
         fault: markers.fault,
@@ -128,7 +147,9 @@ impl Limits {
         let choices = match integer(fields, "n")?.unwrap_or(1) {
             n if n < 1 => return Err(ApiError::bad(&format!("n must be at least 1, got {n}."), None)),
             n if n > 16_384 => {
-                let message = format!("n must be at most 16384, got {n}. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable.");
+                let message = format!(
+                    "n must be at most 16384, got {n}. To increase this limit, set the VLLM_MAX_N_SEQUENCES environment variable."
+                );
                 return Err(ApiError::bad(&message, None));
             }
             n => u32::try_from(n).unwrap_or(1),
@@ -138,27 +159,45 @@ impl Limits {
             _ => ("max_tokens", integer(fields, "max_tokens")?),
         };
         // A completion has 16 tokens unless told otherwise; a chat goes on to the end of the context.
-        let asked = asked.or((endpoint == Endpoint::Completions && !matches!(fields.get("max_tokens"), Some(Value::Null))).then_some(16));
+        let asked = asked
+            .or((endpoint == Endpoint::Completions && !matches!(fields.get("max_tokens"), Some(Value::Null)))
+                .then_some(16));
         let echo_only = asked == Some(0) && endpoint == Endpoint::Completions && flag(fields, "echo");
         if let Some(asked) = asked.filter(|asked| *asked < 1 && !echo_only) {
-            return Err(ApiError::parameter(&format!("{name} must be at least 1, got {asked}."), name, Some(&asked.to_string())));
+            return Err(ApiError::parameter(
+                &format!("{name} must be at least 1, got {asked}."),
+                name,
+                Some(&asked.to_string()),
+            ));
         }
         if let Some(temperature) = fields.get("temperature").and_then(Value::as_f64).filter(|t| *t < 0.0) {
             let value = format!("{temperature:?}");
-            return Err(ApiError::parameter(&format!("temperature must be non-negative, got {value}."), "temperature", Some(&value)));
+            return Err(ApiError::parameter(
+                &format!("temperature must be non-negative, got {value}."),
+                "temperature",
+                Some(&value),
+            ));
         }
         Ok(Self { choices, max_tokens: asked.map(|asked| u32::try_from(asked.max(1)).unwrap_or(u32::MAX)), echo_only })
     }
 }
 
-fn plan(ask: &Ask, fields: &Map<String, Value>, settings: &SimulatorSettings, limits: &Limits, markers: &Markers) -> Result<Plan, ApiError> {
+fn plan(
+    ask: &Ask,
+    fields: &Map<String, Value>,
+    settings: &SimulatorSettings,
+    limits: &Limits,
+    markers: &Markers,
+) -> Result<Plan, ApiError> {
     let context = settings.max_model_len;
     let too_big = limits.max_tokens.filter(|asked| *asked > context);
     let mut choices = Vec::new();
     for prompt in &ask.prompts {
         prompt.check_characters(context)?;
         if let Some(asked) = too_big {
-            let message = format!("max_tokens={asked} cannot be greater than max_model_len={context}. Please request fewer output tokens.");
+            let message = format!(
+                "max_tokens={asked} cannot be greater than max_model_len={context}. Please request fewer output tokens."
+            );
             return Err(ApiError::parameter(&message, "max_tokens", Some(&asked.to_string())));
         }
         let room = prompt.check_tokens(context, limits.max_tokens)?;
@@ -173,7 +212,10 @@ fn plan(ask: &Ask, fields: &Map<String, Value>, settings: &SimulatorSettings, li
         choices,
         stops: strings(fields, "stop"),
         include_stop: flag(fields, "include_stop_str_in_output"),
-        cache_salt: fields.get("cache_salt").and_then(Value::as_str).map_or(0, |salt| salt.bytes().fold(1, |hash, byte| mix(hash ^ u64::from(byte)))),
+        cache_salt: fields
+            .get("cache_salt")
+            .and_then(Value::as_str)
+            .map_or(0, |salt| salt.bytes().fold(1, |hash, byte| mix(hash ^ u64::from(byte)))),
         abort_after: match ask.fault {
             Some(Fault::Abort { after }) => Some(after),
             _ => None,
@@ -182,7 +224,12 @@ fn plan(ask: &Ask, fields: &Map<String, Value>, settings: &SimulatorSettings, li
 }
 
 /// After how many tokens the model ends by itself: what the prompt asks, else the setting where the request has no limit of its own.
-fn natural_end(fields: &Map<String, Value>, settings: &SimulatorSettings, limits: &Limits, markers: &Markers) -> Option<u32> {
+fn natural_end(
+    fields: &Map<String, Value>,
+    settings: &SimulatorSettings,
+    limits: &Limits,
+    markers: &Markers,
+) -> Option<u32> {
     if flag(fields, "ignore_eos") {
         return None;
     }
@@ -208,7 +255,12 @@ fn integer(fields: &Map<String, Value>, name: &str) -> Result<Option<i64>, ApiEr
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => text.trim().parse().map(Some).map_err(|_| {
-            ApiError::field("int_parsing", &location, "Input should be a valid integer, unable to parse string as an integer", text)
+            ApiError::field(
+                "int_parsing",
+                &location,
+                "Input should be a valid integer, unable to parse string as an integer",
+                text,
+            )
         }),
         Some(Value::Number(number)) => match number.as_i64() {
             Some(value) => Ok(Some(value)),

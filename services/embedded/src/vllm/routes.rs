@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chrono::Utc;
+use chrono::DateTime;
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, DATE, SERVER, VARY};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::Incoming;
+use runtime::{Clock, SystemClock};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -49,7 +50,7 @@ impl State {
             engine: Arc::new(Engine::new(Arc::clone(&settings))),
             faults: FaultBook::new(settings.faults.clone()),
             ledger: Ledger::new(settings.keep_requests),
-            started: Utc::now().timestamp_micros() as f64 / 1e6,
+            started: SystemClock.now() as f64 / 1e6,
             settings,
         }
     }
@@ -64,7 +65,7 @@ impl State {
     pub(super) fn headers(&self, kind: &str, length: Option<usize>, id: Option<&str>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         let text = |text: &str| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(""));
-        headers.insert(DATE, text(&Utc::now().format("%a, %d %b %Y %H:%M:%S GMT").to_string()));
+        headers.insert(DATE, text(&date(SystemClock.now())));
         headers.insert(SERVER, HeaderValue::from_static("uvicorn"));
         if let Some(length) = length {
             headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -80,13 +81,27 @@ impl State {
     }
 }
 
+/// The time of day in whole seconds since the Unix epoch.
+pub(super) fn seconds() -> i64 {
+    SystemClock.now().div_euclid(1_000_000)
+}
+
+/// A time as the `date` header writes it.
+fn date(micros: i64) -> String {
+    DateTime::from_timestamp_micros(micros).unwrap_or_default().format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
 /// The headers of a JSON answer.
 pub(super) fn json_headers(state: &State, length: usize, id: Option<&str>) -> HeaderMap {
     state.headers("application/json", Some(length), id)
 }
 
-fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+fn full(text: String) -> Body {
+    if text.is_empty() {
+        // A body known to be empty would move content-length to the end of the headers.
+        return StreamBody::new(futures_util::stream::empty()).boxed_unsync();
+    }
+    Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync()
 }
 
 fn respond(state: &State, status: StatusCode, kind: &str, text: String, id: Option<&str>) -> Response<Body> {
@@ -122,7 +137,11 @@ pub(super) fn refuse(state: &State, error: &ApiError, given: Option<&str>) -> Re
 }
 
 /// Answers one request, or orders the connection closed.
-pub(super) async fn handle(state: Arc<State>, socket: Arc<SocketControl>, request: Request<Incoming>) -> Result<Response<Body>, Broken> {
+pub(super) async fn handle(
+    state: Arc<State>,
+    socket: Arc<SocketControl>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Broken> {
     let (head, incoming) = request.into_parts();
     let given = head.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let path = head.uri.path().to_owned();
@@ -165,7 +184,10 @@ fn wrong_method(method: &Method, path: &str) -> Option<&'static str> {
 
 fn authorized(state: &State, headers: &HeaderMap, path: &str) -> bool {
     let Some(key) = &state.settings.api_key else { return true };
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| value.strip_prefix("Bearer "));
+    let given = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.strip_prefix("Bearer "));
     !path.starts_with("/v1") || given == Some(key.as_str())
 }
 
@@ -180,7 +202,9 @@ fn plain(state: &State, method: &Method, path: &str, body: &[u8], given: Option<
         }
         (&Method::GET | &Method::POST, "/ping") => respond(state, StatusCode::OK, "", String::new(), id),
         (&Method::GET, "/version") => json(state, r#"{"version":"0.32.0"}"#.to_owned(), id),
-        (&Method::GET, "/load") => json(state, format!(r#"{{"server_load":{}}}"#, metrics::load(&state.engine.stats)), id),
+        (&Method::GET, "/load") => {
+            json(state, format!(r#"{{"server_load":{}}}"#, metrics::load(&state.engine.stats)), id)
+        }
         (&Method::GET, "/v1/models") => json(state, models(state), id),
         (&Method::GET, "/metrics") => {
             respond(state, StatusCode::OK, "text/plain; version=1.0.0; charset=utf-8", metrics::render(state), id)
@@ -195,7 +219,7 @@ fn plain(state: &State, method: &Method, path: &str, body: &[u8], given: Option<
 }
 
 fn models(state: &State) -> String {
-    let created = Utc::now().timestamp();
+    let created = seconds();
     let root = quote(state.settings.root.as_deref().unwrap_or(state.settings.model()));
     let length = state.settings.max_model_len;
     let card = |(index, name): (u64, &String)| {
@@ -211,7 +235,11 @@ fn models(state: &State) -> String {
 
 fn tokenize(state: &State, body: &[u8]) -> Result<String, ApiError> {
     let fields = request::parse(body)?;
-    let prompts = if fields.contains_key("messages") { vec![prompt::chat(&fields, state.settings.model())?] } else { prompt::completions(&fields)? };
+    let prompts = if fields.contains_key("messages") {
+        vec![prompt::chat(&fields, state.settings.model())?]
+    } else {
+        prompt::completions(&fields)?
+    };
     let pieces: Vec<_> = prompts.into_iter().flat_map(|prompt| prompt.pieces).collect();
     let ids: Vec<String> = pieces.iter().map(|piece| piece.id.to_string()).collect();
     let strings = if request::flag(&fields, "return_token_strs") {
@@ -220,7 +248,12 @@ fn tokenize(state: &State, body: &[u8]) -> Result<String, ApiError> {
     } else {
         "null".to_owned()
     };
-    Ok(format!(r#"{{"count":{},"max_model_len":{},"tokens":[{}],"token_strs":{strings}}}"#, ids.len(), state.settings.max_model_len, ids.join(",")))
+    Ok(format!(
+        r#"{{"count":{},"max_model_len":{},"tokens":[{}],"token_strs":{strings}}}"#,
+        ids.len(),
+        state.settings.max_model_len,
+        ids.join(",")
+    ))
 }
 
 #[derive(Deserialize)]
@@ -244,6 +277,10 @@ fn simulator(state: &State, method: &Method, path: &str, body: &[u8]) -> Respons
         (&Method::GET, "/simulator/faults" | "/simulator/requests") => {}
         _ => return refuse(state, &ApiError::detail(StatusCode::NOT_FOUND, "Not Found"), None),
     }
-    let said: Value = if path.ends_with("faults") { json!({"faults": state.faults.armed()}) } else { json!({"requests": state.ledger.read()}) };
+    let said: Value = if path.ends_with("faults") {
+        json!({"faults": state.faults.armed()})
+    } else {
+        json!({"requests": state.ledger.read()})
+    };
     json(state, said.to_string(), None)
 }

@@ -9,7 +9,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::faults::ArmedFault;
@@ -44,7 +44,11 @@ pub enum SimulatorError {
 ///
 /// # Errors
 /// When the settings make no sense.
-pub async fn serve(settings: SimulatorSettings, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) -> Result<(), SimulatorError> {
+pub async fn serve(
+    settings: SimulatorSettings,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), SimulatorError> {
     let state = checked(settings)?;
     run(state, listener, shutdown).await;
     Ok(())
@@ -109,7 +113,8 @@ pub struct Simulator {
     addr: SocketAddr,
     state: Arc<State>,
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<()>,
+    /// The one task that serves; dropped, it and its connections end.
+    task: JoinSet<()>,
 }
 
 impl Simulator {
@@ -127,7 +132,8 @@ impl Simulator {
         let shutdown = async {
             let _ = stopped.await;
         };
-        let task = tokio::spawn(run(Arc::clone(&state), listener, shutdown));
+        let mut task = JoinSet::new();
+        task.spawn(run(Arc::clone(&state), listener, shutdown));
         Ok(Self { addr, state, stop: Some(stop), task })
     }
 
@@ -164,18 +170,11 @@ impl Simulator {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
-        let _ = (&mut self.task).await;
+        while self.task.join_next().await.is_some() {}
     }
 
     /// Dies as by kill -9: every connection is cut at once.
     pub async fn kill(mut self) {
-        self.task.abort();
-        let _ = (&mut self.task).await;
-    }
-}
-
-impl Drop for Simulator {
-    fn drop(&mut self) {
-        self.task.abort();
+        self.task.shutdown().await;
     }
 }

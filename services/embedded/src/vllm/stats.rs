@@ -24,13 +24,13 @@ impl Finish {
 /// A histogram with vLLM's own bucket bounds.
 #[derive(Debug)]
 pub(super) struct Histogram {
-    pub(super) bounds: &'static [f64],
+    pub(super) bounds: Vec<f64>,
     state: Mutex<(Vec<u64>, u64, f64)>,
 }
 
 impl Histogram {
-    fn new(bounds: &'static [f64]) -> Self {
-        Self { bounds, state: Mutex::new((vec![0; bounds.len()], 0, 0.0)) }
+    fn new(bounds: &[f64]) -> Self {
+        Self { bounds: bounds.to_vec(), state: Mutex::new((vec![0; bounds.len()], 0, 0.0)) }
     }
 
     pub(super) fn observe(&self, value: f64) {
@@ -48,9 +48,21 @@ impl Histogram {
     }
 }
 
-const TOKENS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0];
+const LATENCY: &[f64] = &[
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+];
+
+/// 1, 2, 5, 10, 20, 50, … up to the longest context.
+fn token_bounds(max_model_len: u32) -> Vec<f64> {
+    let decades = (0..10).map(|power| 10_u64.pow(power));
+    let series = decades.flat_map(|decade| [1, 2, 5].map(|step| step * decade));
+    series.take_while(|bound| *bound <= u64::from(max_model_len)).map(|bound| bound as f64).collect()
+}
+
 const FIRST_TOKEN: &[f64] = &[
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
 ];
 
 /// Everything the engine counts. Token counters grow as tokens are made, not when a request ends.
@@ -73,8 +85,10 @@ pub(super) struct Stats {
     pub(super) queue_time: Histogram,
 }
 
-impl Default for Stats {
-    fn default() -> Self {
+impl Stats {
+    /// Zeros, with bounds for this longest context.
+    pub(super) fn new(max_model_len: u32) -> Self {
+        let tokens = token_bounds(max_model_len);
         Self {
             running: AtomicI64::new(0),
             waiting: AtomicI64::new(0),
@@ -85,20 +99,14 @@ impl Default for Stats {
             stopped: AtomicU64::new(0),
             lengthy: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
-            request_prompt_tokens: Histogram::new(TOKENS),
-            request_generation_tokens: Histogram::new(TOKENS),
+            request_prompt_tokens: Histogram::new(&tokens),
+            request_generation_tokens: Histogram::new(&tokens),
             time_to_first_token: Histogram::new(FIRST_TOKEN),
             e2e_latency: Histogram::new(LATENCY),
             queue_time: Histogram::new(LATENCY),
         }
     }
-}
 
-const LATENCY: &[f64] = &[
-    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
-];
-
-impl Stats {
     /// A choice ended by itself or at its limit. Aborted ones are counted nowhere, as in the Python front end.
     pub(super) fn finished(&self, finish: Finish, prompt_tokens: u32, generated: u32) {
         match finish {

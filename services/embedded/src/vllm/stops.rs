@@ -73,7 +73,8 @@ mod tests {
     #[test]
     fn text_is_held_back_and_cut_as_in_the_captured_stream() {
         let mut watch = StopWatch::new(&["eph a".to_owned()], false);
-        let shown: Vec<_> = ["zake", " quonalal", "jumps", " keph", " anbaing"].iter().map(|text| watch.push(text)).collect();
+        let shown: Vec<_> =
+            ["zake", " quonalal", "jumps", " keph", " anbaing"].iter().map(|text| watch.push(text)).collect();
         let texts: Vec<_> = shown.iter().map(|(text, _)| text.as_str()).collect();
         assert_eq!(texts, ["", "zake quon", "alalj", "umps ", "k"]);
         assert_eq!(shown[4].1.as_deref(), Some("eph a"));

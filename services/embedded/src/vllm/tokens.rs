@@ -10,9 +10,38 @@ const BYTES_PER_TOKEN: usize = 4;
 
 /// The pieces that outputs are made of. Some need escapes in JSON, some several bytes.
 const WORDS: [&str; 32] = [
-    " keph", " anbaing", " lior", " moingse", "jumps", " quonalal", "zake", " stor", " stke", "seti", " kevo", " erlivoph",
-    " thenunu", "tier", " raingli", " ratheph", " oronmo", " vozabaph", "A", "el", "og", " albaan", " tiing", " \"quoted\"",
-    "\n", "\\", " 東京", " déjà", " 🦀", "\t", " &<>", " phtiza",
+    " keph",
+    " anbaing",
+    " lior",
+    " moingse",
+    "jumps",
+    " quonalal",
+    "zake",
+    " stor",
+    " stke",
+    "seti",
+    " kevo",
+    " erlivoph",
+    " thenunu",
+    "tier",
+    " raingli",
+    " ratheph",
+    " oronmo",
+    " vozabaph",
+    "A",
+    "el",
+    "og",
+    " albaan",
+    " tiing",
+    " \"quoted\"",
+    "\n",
+    "\\",
+    " 東京",
+    " déjà",
+    " 🦀",
+    "\t",
+    " &<>",
+    " phtiza",
 ];
 
 /// The first token of a character that takes two: its own text is empty, the next token's begins with the character.
@@ -45,7 +74,10 @@ pub(super) fn in_vocabulary(id: u64) -> bool {
 
 /// The tokens of a text.
 pub(super) fn tokenize(text: &str) -> Vec<PromptToken> {
-    text.as_bytes().chunks(BYTES_PER_TOKEN).map(|piece| PromptToken { id: piece_id(piece), bytes: piece.to_vec() }).collect()
+    text.as_bytes()
+        .chunks(BYTES_PER_TOKEN)
+        .map(|piece| PromptToken { id: piece_id(piece), bytes: piece.to_vec() })
+        .collect()
 }
 
 /// A piece that the chat template writes, with a fixed id.

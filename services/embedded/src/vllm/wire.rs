@@ -64,7 +64,7 @@ pub(super) struct Wire {
     source: Source,
     fault: Option<Fault>,
     socket: Arc<SocketControl>,
-    guard: EndGuard,
+    guard: Arc<EndGuard>,
     events: u32,
     pieces: VecDeque<Event>,
     piece_bytes: usize,
@@ -75,7 +75,13 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(source: Source, fault: Option<Fault>, socket: Arc<SocketControl>, guard: EndGuard, settings: &SimulatorSettings) -> Self {
+    pub(super) fn new(
+        source: Source,
+        fault: Option<Fault>,
+        socket: Arc<SocketControl>,
+        guard: Arc<EndGuard>,
+        settings: &SimulatorSettings,
+    ) -> Self {
         let (piece_bytes, pause) = match fault {
             Some(Fault::SlowDrip { bytes, ms }) => (bytes, Duration::from_millis(ms)),
             _ => (settings.split_bytes, Duration::ZERO),
@@ -129,11 +135,14 @@ impl Wire {
     }
 
     fn finish(&mut self) {
-        let outcome = match self.fault {
-            Some(Fault::Abort { .. }) => "abort",
-            Some(fault @ (Fault::Malformed { after } | Fault::NoDone { after } | Fault::ErrorMidStream { after })) if after < self.events => fault.name(),
-            _ => "complete",
-        };
+        let outcome =
+            match self.fault {
+                Some(Fault::Abort { .. }) => "abort",
+                Some(
+                    fault @ (Fault::Malformed { after } | Fault::NoDone { after } | Fault::ErrorMidStream { after }),
+                ) if after < self.events => fault.name(),
+                _ => "complete",
+            };
         self.guard.0.end(outcome);
     }
 

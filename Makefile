@@ -1,0 +1,35 @@
+# The commands of this repository. `make dev` and `make test` bring what they need themselves, or say what to install.
+.DEFAULT_GOAL := help
+.PHONY: help setup dev test lint bench
+
+CARGO ?= cargo
+
+help:
+	@echo 'make dev     builds and starts everything on this machine: no Docker, no outside server'
+	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
+	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
+	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
+	@echo 'make setup   checks this machine and fetches Kafka and the ClickHouse engine into .tools'
+
+setup:
+	@deploy/local/tools.sh
+	@deploy/local/kafka.sh
+	@deploy/local/clickhouse.sh
+
+dev: setup
+	$(CARGO) build --locked --package tollgate
+	@exec target/debug/tollgate dev $(ARGS)
+
+# The end-to-end tests start the binary as a user would, so it is built first.
+test: setup
+	$(CARGO) build --locked --package tollgate
+	$(CARGO) test --locked --workspace --no-fail-fast $(ARGS)
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+bench: setup
+	$(CARGO) build --locked --release --package tollgate
+	$(CARGO) bench --locked --package promises $(ARGS)

@@ -9,6 +9,7 @@ use super::engine::{Generation, Step};
 use super::render::{Counts, DONE, Envelope, Form, Millis, Piece};
 use super::request::{Ask, Endpoint};
 use super::settings::SimulatorSettings;
+use super::tokens::mix;
 
 /// Bytes for the connection, and the output tokens that they carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,7 @@ pub(super) struct Answer {
     keep_alive: Duration,
     empty_every: u32,
     per_request_metrics: bool,
+    tool_id: String,
 }
 
 impl Answer {
@@ -60,7 +62,12 @@ impl Answer {
             .iter()
             .flat_map(|prompt| std::iter::repeat_n(Told { echo: echo(prompt), ..Told::default() }, per_prompt))
             .collect();
+        let tool_id = format!(
+            "chatcmpl-tool-{:016x}",
+            envelope.id.bytes().fold(settings.seed, |hash, byte| mix(hash ^ u64::from(byte)))
+        );
         Self {
+            tool_id,
             envelope,
             ask,
             generation,
@@ -129,11 +136,21 @@ impl Answer {
         told.generated += u64::from(step.token.is_some());
         told.reasoning += u64::from(reasons);
         told.done = step.finish.is_some();
-        let due = told.events == 0 || told.waiting >= interval || told.done || (reasons && told.generated == limit);
+        let call = self.ask.tool.as_ref().map(|tool| tool.delta(&self.tool_id, told.generated, told.done));
+        let due = match &call {
+            Some(delta) => delta.is_some(),
+            None => told.due(interval, reasons && told.generated == limit),
+        };
         if !due {
             return;
         }
         let mut piece = std::mem::take(&mut told.piece);
+        piece.tool = call.flatten();
+        if let Some(tool) = &self.ask.tool
+            && piece.finish == Some("stop")
+        {
+            piece.finish = Some(tool.finish());
+        }
         if told.events == 0 && !told.echo.is_empty() {
             piece.text.insert_str(0, &told.echo);
         }
@@ -244,6 +261,13 @@ impl Answer {
             if self.ask.echo_only {
                 told.piece.text.clone_from(&told.echo);
             }
+            if let Some(tool) = &self.ask.tool {
+                told.piece.tool = tool.whole(&self.tool_id, told.generated);
+                told.piece.text.clear();
+                if told.piece.finish == Some("stop") {
+                    told.piece.finish = Some(tool.finish());
+                }
+            }
         }
         let pieces: Vec<Piece> = self.told.iter_mut().map(|told| std::mem::take(&mut told.piece)).collect();
         let counts = self.sum();
@@ -256,6 +280,11 @@ impl Answer {
 }
 
 impl Told {
+    /// Whether an event leaves now: the first token alone, then so many together.
+    fn due(&self, interval: u32, reasoning_ends: bool) -> bool {
+        self.events == 0 || self.waiting >= interval || self.done || reasoning_ends
+    }
+
     fn counts(&self, prompt: u64, reasons: bool) -> Counts {
         Counts { prompt, completion: self.generated, reasoning: reasons.then_some(self.reasoning), ..Counts::default() }
     }

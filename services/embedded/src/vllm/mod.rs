@@ -11,7 +11,7 @@
 //!   (`when`: `"always"`, `{"times": n}`, `{"every": k}`; `model` narrows it), the header `x-simulator-fault`, or `[[fault:…]]` in a prompt.
 //! - The oracle: `GET /simulator/requests` lists a [`RequestRecord`] per request, `DELETE` forgets them.
 //!
-//! Not simulated: tool calls (tools count as prompt, the answer is text), log probabilities of completions, guided decoding.
+//! Not simulated: tool calls that the model chooses itself (`auto` gives text; forced calls are as captured), log probabilities of completions, guided decoding.
 
 mod answer;
 mod engine;
@@ -32,6 +32,7 @@ mod socket;
 mod stats;
 mod stops;
 mod tokens;
+mod tools;
 mod wire;
 
 pub use faults::{ArmedFault, Fault, FaultError, When};

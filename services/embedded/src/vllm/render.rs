@@ -94,6 +94,8 @@ pub(super) struct Piece {
     pub(super) tokens: Vec<OutputToken>,
     pub(super) finish: Option<&'static str>,
     pub(super) stop_reason: Option<String>,
+    /// A tool call: the event's delta, or the whole answer's list of calls.
+    pub(super) tool: Option<String>,
 }
 
 impl Piece {
@@ -183,9 +185,10 @@ impl Envelope {
         let stop = quote_or_null(piece.stop_reason.as_deref());
         let choice = match self.endpoint {
             Endpoint::Chat => {
-                let delta = match &piece.reasoning {
-                    Some(reasoning) => format!(r#"{{"reasoning":{}}}"#, quote(reasoning)),
-                    None => format!(r#"{{"content":{}}}"#, quote(&piece.text)),
+                let delta = match (&piece.tool, &piece.reasoning) {
+                    (Some(call), _) => call.clone(),
+                    (None, Some(reasoning)) => format!(r#"{{"reasoning":{}}}"#, quote(reasoning)),
+                    (None, None) => format!(r#"{{"content":{}}}"#, quote(&piece.text)),
                 };
                 let stop = if piece.finish.is_some() { format!(r#","stop_reason":{stop}"#) } else { String::new() };
                 format!(
@@ -252,9 +255,10 @@ impl Envelope {
         let (text, finish, stop) =
             (quote(&piece.text), quote_or_null(piece.finish), quote_or_null(piece.stop_reason.as_deref()));
         let reasoning = quote_or_null(piece.reasoning.as_deref());
+        let tools = piece.tool.as_ref().map_or_else(String::new, |calls| format!(r#""tool_calls":{calls},"#));
         match self.endpoint {
             Endpoint::Chat => format!(
-                r#"{{"index":{index},"message":{{"role":"assistant","content":{text},"refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":{reasoning}}},"logprobs":{logprobs},"finish_reason":{finish},"stop_reason":{stop},"token_ids":{ids},"routed_experts":null}}"#
+                r#"{{"index":{index},"message":{{"role":"assistant","content":{text},"refusal":null,"annotations":null,"audio":null,"function_call":null,{tools}"reasoning":{reasoning}}},"logprobs":{logprobs},"finish_reason":{finish},"stop_reason":{stop},"token_ids":{ids},"routed_experts":null}}"#
             ),
             Endpoint::Completions => format!(
                 r#"{{"index":{index},"text":{text},"logprobs":{logprobs},"finish_reason":{finish},"stop_reason":{stop},"token_ids":{ids},"prompt_logprobs":null,"prompt_token_ids":{prompt_ids},"routed_experts":null}}"#

@@ -11,6 +11,7 @@ use super::markers::Markers;
 use super::prompt::{self, Prompt};
 use super::settings::SimulatorSettings;
 use super::tokens::mix;
+use super::tools::{CALL_TOKENS, ToolCall};
 
 /// Which of the two endpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(super) struct Ask {
     pub(super) reasoning_tokens: u32,
     pub(super) request_id: Option<String>,
     pub(super) fault: Option<Fault>,
+    /// The call that the answer is to be.
+    pub(super) tool: Option<ToolCall>,
 }
 
 impl Ask {
@@ -107,6 +110,7 @@ pub(super) fn read(
         Endpoint::Completions => prompt::completions(fields)?,
     };
     let markers = Markers::find(prompts.iter().map(|prompt| prompt.text.as_str()));
+    let tool = if endpoint == Endpoint::Chat { ToolCall::find(fields, settings)? } else { None };
     let option = |name| options.and_then(Value::as_object).is_some_and(|options| flag(options, name));
     let force = settings.enable_force_include_usage;
     let asked_tokens = fields.get("return_token_ids").and_then(Value::as_bool).unwrap_or(false);
@@ -129,6 +133,7 @@ pub(super) fn read(
         reasoning_tokens: markers.reasoning.unwrap_or(settings.reasoning_tokens),
         request_id: fields.get("request_id").and_then(Value::as_str).map(str::to_owned),
         fault: markers.fault,
+        tool,
         prompts,
     };
     let plan = plan(&ask, fields, settings, &limits, &markers)?;
@@ -204,7 +209,10 @@ fn plan(
         let choice = ChoicePlan {
             prompt: Arc::clone(&prompt.tokens),
             limit: limits.max_tokens.unwrap_or(room).min(room),
-            natural: natural_end(fields, settings, limits, markers),
+            natural: match ask.tool {
+                Some(_) => Some(CALL_TOKENS),
+                None => natural_end(fields, settings, limits, markers),
+            },
         };
         choices.extend(std::iter::repeat_n(choice, usize::try_from(limits.choices).unwrap_or(1)));
     }

@@ -53,6 +53,8 @@ pub struct SimulatorSettings {
     pub enable_per_request_metrics: bool,
     /// `--enable-request-id-headers`: answers carry `x-request-id`.
     pub enable_request_id_headers: bool,
+    /// `--enable-auto-tool-choice` and `--tool-call-parser`: tools are taken, and forced calls made.
+    pub enable_auto_tool_choice: bool,
     /// `--api-key`: paths under `/v1` want it as a bearer token.
     pub api_key: Option<String>,
     /// What answers carry as `system_fingerprint`.
@@ -93,6 +95,7 @@ impl Default for SimulatorSettings {
             enable_force_include_usage: false,
             enable_per_request_metrics: false,
             enable_request_id_headers: false,
+            enable_auto_tool_choice: true,
             api_key: None,
             system_fingerprint: "vllm-0.32.0-def0d56e".to_owned(),
             split_bytes: 0,

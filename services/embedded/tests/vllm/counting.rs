@@ -228,3 +228,51 @@ async fn the_same_settings_and_requests_give_the_same_answers() {
     }
     assert_eq!(texts[0], texts[1]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_happens_the_counters_are_the_sum_of_the_oracle() {
+    let pace = SimulatorSettings { time_per_output_token_us: 1_000, max_num_seqs: 40, ..settings() };
+    let simulator = std::sync::Arc::new(Simulator::start(pace).await.unwrap());
+    let faults =
+        ["", "die_mid_stream:5", "reset_mid_stream:2", "error_mid_stream:4", "no_done:3", "status:500", "abort:6"];
+    let mut clients = tokio::task::JoinSet::new();
+    for index in 0..120_usize {
+        let addr = simulator.addr();
+        clients.spawn(async move {
+            let body = chat(
+                &format!("request {index}"),
+                json!({"max_tokens": 20, "n": 1 + index % 2, "stream": index % 3 > 0}),
+            );
+            let headers = [("Content-Type", "application/json"), ("x-simulator-fault", faults[index % faults.len()])];
+            let mut client = Client::send(addr, "POST", CHAT, &headers, Some(body.as_bytes())).await;
+            if index % 21 == 7 {
+                client.read_events(3).await;
+                return;
+            }
+            client.finish().await;
+        });
+    }
+    clients.join_all().await;
+    while metric(&simulator, "num_requests_running").await + metric(&simulator, "num_requests_waiting").await > 0.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    until("all have ended", || simulator.requests().iter().all(|request| request.outcome != "running")).await;
+    let requests = simulator.requests();
+    assert_eq!(requests.len(), 120);
+    let sum = |count: fn(&RequestRecord) -> u64| requests.iter().map(count).sum::<u64>() as f64;
+    assert_eq!(metric(&simulator, "generation_tokens_total").await, sum(|request| request.generated_tokens));
+    assert_eq!(metric(&simulator, "prompt_tokens_total").await, sum(|request| request.prefilled_tokens));
+    assert!(requests.iter().all(|request| request.wire_tokens <= request.generated_tokens));
+    for outcome in [
+        "complete",
+        "client_gone",
+        "die_mid_stream",
+        "reset_mid_stream",
+        "error_mid_stream",
+        "no_done",
+        "status",
+        "abort",
+    ] {
+        assert!(requests.iter().any(|request| request.outcome == outcome), "{outcome}");
+    }
+}

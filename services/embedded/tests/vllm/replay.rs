@@ -236,6 +236,18 @@ async fn streams_of_several_choices_have_the_captured_forms() {
 }
 
 #[tokio::test]
+async fn forced_tool_calls_are_the_captured_bytes() {
+    let simulator = Simulator::start(SimulatorSettings { api_key: None, ..flagged() }).await.unwrap();
+    for name in ["b_tools_named", "b_tools_named_stream", "b_tools_required", "b_tools_required_stream"] {
+        same(name, &ask(&simulator, name, "POST", CHAT, &[]).await, true, true);
+    }
+    let without = Simulator::start(SimulatorSettings { enable_auto_tool_choice: false, ..plain() }).await.unwrap();
+    for name in ["a_tools_named", "a_tools_named_stream", "a_tools_required", "a_tools_auto_disabled"] {
+        same(name, &ask(&without, name, "POST", CHAT, &[]).await, false, false);
+    }
+}
+
+#[tokio::test]
 async fn stop_strings_end_a_choice_as_captured() {
     let simulator = Simulator::start(plain()).await.unwrap();
     let body =

@@ -1,2 +1,5 @@
 //! The one binary: a subcommand per role.
+mod cli;
+mod dev;
+mod web;
 fn main() {}

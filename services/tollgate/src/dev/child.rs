@@ -1,0 +1,233 @@
+//! One supervised child process: started, restarted when it dies, stopped when asked, dead when its parent is.
+
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use runtime::Shutdown;
+use tokio::process::{Child, Command};
+
+use super::logs::Log;
+use super::terminal::say;
+
+/// The first wait before a restart; it doubles up to the last.
+const FIRST_BACKOFF: Duration = Duration::from_millis(250);
+const LAST_BACKOFF: Duration = Duration::from_secs(8);
+/// A child that lived so long starts again at the first wait.
+const STEADY: Duration = Duration::from_secs(20);
+/// How long a dead child's outputs are read on: a grandchild may hold them open.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// What to run and how to treat it.
+#[derive(Debug, Clone)]
+pub(crate) struct Spec {
+    pub(crate) name: &'static str,
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) folder: PathBuf,
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    pub(crate) log: PathBuf,
+    /// How long it may take to stop before it is killed.
+    pub(crate) drain: Duration,
+}
+
+/// Why a child cannot be supervised at all.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChildError {
+    #[error("the log {log} cannot be written: {source}")]
+    Log { log: String, source: std::io::Error },
+    #[error("{name} cannot be started: {program}: {source}")]
+    Start { name: &'static str, program: String, source: std::io::Error },
+}
+
+/// Keeps the child running until `stop`, then stops it.
+pub(crate) async fn keep(spec: Spec, stop: Shutdown) -> Result<(), ChildError> {
+    let mut backoff = FIRST_BACKOFF;
+    while !stop.is_cancelled() {
+        let mut log = Log::open(&spec.log)
+            .await
+            .map_err(|source| ChildError::Log { log: spec.log.display().to_string(), source })?;
+        let mut child = start(&spec)?;
+        let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else { continue };
+        let began = Instant::now();
+        let followed = AtomicBool::new(false);
+        let mut following = std::pin::pin!(async {
+            log.follow(out, err).await;
+            followed.store(true, Ordering::Relaxed);
+        });
+        let ended = tokio::select! {
+            ended = child.wait() => Some(ended),
+            never = forever(following.as_mut()) => match never {},
+            () = stop.cancelled() => None,
+        };
+        let Some(ended) = ended else {
+            // Its output is read on while it stops: it must not hang on a full pipe, and its last words matter most.
+            tokio::select! {
+                () = halt(&spec, &mut child) => {}
+                never = forever(following.as_mut()) => match never {},
+            }
+            last_words(&followed, following).await;
+            return Ok(());
+        };
+        last_words(&followed, following).await;
+        if began.elapsed() >= STEADY {
+            backoff = FIRST_BACKOFF;
+        }
+        if stop.is_cancelled() {
+            break;
+        }
+        let how = ended.map_or_else(|error| error.to_string(), describe);
+        say(&format!(
+            "! {} {how}; starting it again in {:.1} s (its last words: {})",
+            spec.name,
+            backoff.as_secs_f64(),
+            spec.log.display()
+        ));
+        stop.sleep(backoff).await;
+        backoff = (backoff * 2).min(LAST_BACKOFF);
+    }
+    Ok(())
+}
+
+/// Follows the outputs and, when they have ended, waits for ever.
+async fn forever(following: impl Future<Output = ()>) -> Infallible {
+    following.await;
+    std::future::pending().await
+}
+
+async fn last_words(followed: &AtomicBool, following: impl Future<Output = ()>) {
+    if !followed.load(Ordering::Relaxed) {
+        let _ = tokio::time::timeout(LAST_WORDS, following).await;
+    }
+}
+
+/// "was killed by signal 9", "ended with code 1".
+pub(crate) fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with code {code}"),
+        (None, Some(signal)) => format!("was killed by signal {signal}"),
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+fn start(spec: &Spec) -> Result<Child, ChildError> {
+    let mut command = Command::new(&spec.program);
+    command
+        .args(&spec.arguments)
+        .envs(spec.environment.iter().cloned())
+        .current_dir(&spec.folder)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // A group of its own: Ctrl-C reaches only the parent, which then stops the children in order.
+        .process_group(0)
+        .kill_on_drop(true);
+    die_with_parent(&mut command);
+    command.spawn().map_err(|source| ChildError::Start {
+        name: spec.name,
+        program: spec.program.display().to_string(),
+        source,
+    })
+}
+
+/// Has the kernel kill the child when the thread that started it is gone: so children are started from the main thread
+/// only (a current-thread runtime), and none outlives a parent that was killed.
+fn die_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(std::io::Error::last_os_error());
+            }
+            // The parent may have died in between: then the signal will never come.
+            if libc::getppid().cast_unsigned() != parent {
+                return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Asks the child to stop, waits as long as it may take, then kills it.
+async fn halt(spec: &Spec, child: &mut Child) {
+    signal(child, libc::SIGTERM);
+    if tokio::time::timeout(spec.drain, child.wait()).await.is_err() {
+        say(&format!("! {} did not stop within {} s and is killed", spec.name, spec.drain.as_secs()));
+        let _ = child.kill().await;
+    }
+}
+
+fn signal(child: &Child, signal: i32) {
+    if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        // SAFETY: kill takes no pointers; the pid is our own child's, not waited for yet, so it cannot be another's.
+        unsafe {
+            libc::kill(pid, signal);
+        }
+    }
+}
+
+/// The end of a log file, for an error at start.
+pub(crate) fn last_lines(log: &Path, count: usize) -> String {
+    let text = std::fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("    {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(folder: &Path, script: &str) -> Spec {
+        Spec {
+            name: "child",
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            folder: folder.to_owned(),
+            environment: Vec::new(),
+            log: folder.join("child.log"),
+            drain: Duration::from_secs(5),
+        }
+    }
+
+    async fn until(what: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !what() {
+            assert!(Instant::now() < deadline, "waited too long");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_child_is_started_again_and_its_words_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = spec(folder.path(), "echo started >&2; kill -9 $$");
+        let (stop, log) = (Shutdown::new(), spec.log.clone());
+        let words = || std::fs::read_to_string(&log).unwrap_or_default().matches("started").count();
+        let (kept, ()) = tokio::join!(keep(spec, stop.clone()), async {
+            until(|| words() >= 2).await;
+            stop.trigger();
+        });
+        kept.unwrap();
+        assert!(last_lines(&log, 1).contains("started"));
+    }
+
+    #[tokio::test]
+    async fn a_child_that_ignores_the_signal_is_killed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut spec = spec(folder.path(), "trap '' TERM; echo up; while :; do sleep 0.05; done");
+        spec.drain = Duration::from_millis(200);
+        let (stop, log) = (Shutdown::new(), spec.log.clone());
+        let began = Instant::now();
+        let (kept, ()) = tokio::join!(keep(spec, stop.clone()), async {
+            until(|| std::fs::read_to_string(&log).is_ok_and(|text| text.contains("up"))).await;
+            stop.trigger();
+        });
+        kept.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(8));
+    }
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -30,7 +30,7 @@ impl Answer {
 pub(crate) struct Question<'a> {
     pub(crate) method: Method,
     pub(crate) url: &'a str,
-    pub(crate) bearer: Option<&'a str>,
+    pub(crate) headers: &'a [(&'static str, &'a str)],
     /// A body with its content type.
     pub(crate) body: Option<(&'a str, String)>,
     pub(crate) limit: Duration,
@@ -39,18 +39,18 @@ pub(crate) struct Question<'a> {
 /// GET, with three seconds for the answer.
 pub(crate) async fn get(url: &str) -> Result<Answer, String> {
     let limit = Duration::from_secs(3);
-    ask(Question { method: Method::GET, url, bearer: None, body: None, limit }).await
+    ask(Question { method: Method::GET, url, headers: &[], body: None, limit }).await
 }
 
 /// Asks once. The error is a short reason for people.
 pub(crate) async fn ask(question: Question<'_>) -> Result<Answer, String> {
-    let Question { method, url, bearer, body, limit } = question;
+    let Question { method, url, headers, body, limit } = question;
     if !url.starts_with("http://") {
         return Err(format!("{url} is not an http:// address"));
     }
     let mut request = Request::builder().method(method).uri(url);
-    if let Some(key) = bearer {
-        request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
     }
     let (kind, bytes) = body.map_or((None, Bytes::new()), |(kind, text)| (Some(kind), Bytes::from(text)));
     if let Some(kind) = kind {

@@ -112,7 +112,11 @@ mod tests {
             // The shell runs the trap only after the sleep it waits for, so the sleep is short.
             arguments: vec![
                 "-c".into(),
-                format!("trap 'echo {name} >> {}; exit 0' TERM; echo up; while :; do sleep 0.02; done", order.display()).into(),
+                format!(
+                    "trap 'echo {name} >> {}; exit 0' TERM; echo up; while :; do sleep 0.02; done",
+                    order.display()
+                )
+                .into(),
             ],
             folder: folder.path().to_owned(),
             environment: Vec::new(),

@@ -1,1 +1,6 @@
-//! The wire: Avro schemas, the Confluent wire format, topics and marks.
+//! The wire: Avro schemas with constant ids, the Confluent wire format, topics and events.
+
+pub mod codec;
+pub mod event;
+pub mod registry;
+pub mod topic;

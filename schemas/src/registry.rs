@@ -1,0 +1,39 @@
+//! Every version of every schema ever written, with its constant id. Append only: an id is never given twice.
+
+/// A schema as a registry lists it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchemaVersion {
+    /// The id in front of each record.
+    pub id: u32,
+    /// The subject: the topic, then `-value`.
+    pub subject: &'static str,
+    /// The version within its subject, from 1.
+    pub version: u32,
+    /// The full name of the record.
+    pub name: &'static str,
+    /// The schema itself, as Avro JSON.
+    pub text: &'static str,
+}
+
+/// The id of `TokensCounted`, version 1.
+pub const TOKENS_COUNTED_V1: u32 = 7_001;
+/// The id of `RequestFinished`, version 1.
+pub const REQUEST_FINISHED_V1: u32 = 7_101;
+
+/// All of them, by id.
+pub const SCHEMAS: &[SchemaVersion] = &[
+    SchemaVersion {
+        id: TOKENS_COUNTED_V1,
+        subject: "tollgate.tokens.v1-value",
+        version: 1,
+        name: "tollgate.v1.TokensCounted",
+        text: include_str!("../avro/tokens_counted.v1.avsc"),
+    },
+    SchemaVersion {
+        id: REQUEST_FINISHED_V1,
+        subject: "tollgate.requests.v1-value",
+        version: 1,
+        name: "tollgate.v1.RequestFinished",
+        text: include_str!("../avro/request_finished.v1.avsc"),
+    },
+];

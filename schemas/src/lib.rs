@@ -2,5 +2,6 @@
 
 pub mod codec;
 pub mod event;
+pub mod mark;
 pub mod registry;
 pub mod topic;

@@ -1,4 +1,5 @@
 //! The wire as it was ever written: golden bytes decode, examples come back whole, foreign bytes are refused in words.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::path::Path;
 

@@ -4,7 +4,6 @@
 
 mod child;
 mod children;
-mod layout;
 mod lock;
 mod logs;
 mod ports;

@@ -62,10 +62,31 @@ impl TryFrom<String> for EndReason {
     }
 }
 
+/// What every spooled event carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// The same on every resend.
+    pub event_id: EventId,
+    /// The start of the process that wrote it.
+    pub source: SourceId,
+    /// Its number in its source, topic and partition, from 1.
+    pub seq: i64,
+    /// When it happened.
+    pub occurred_at: Micros,
+    /// The key of the record.
+    pub key: &'a str,
+}
+
 /// An event that has a schema.
 pub trait Event: Serialize + serde::de::DeserializeOwned {
     /// The id of the schema that is written today.
     const SCHEMA_ID: u32;
+
+    /// What every spooled event carries.
+    fn envelope(&self) -> Envelope<'_>;
+
+    /// Whether its figures are within their bounds.
+    fn check(&self) -> Result<(), CountOutOfBounds>;
 }
 
 /// Tokens handed to a client since the count before, and their running count in the attempt.
@@ -100,9 +121,9 @@ pub struct TokensCounted {
     pub end_reason: Option<EndReason>,
 }
 
-/// A count in an event that is negative or out of bounds.
+/// A count in an event that is negative or too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a count of {0} tokens is out of bounds (0 to 2^40)")]
+#[error("a count of {0} is out of bounds (tokens: 0 to 2^40; requests: 0 or 1)")]
 pub struct CountOutOfBounds(pub i64);
 
 fn counts([input, cached_input, output, reasoning]: [i64; 4]) -> Result<TokenCounts, CountOutOfBounds> {
@@ -132,6 +153,23 @@ impl TokensCounted {
 
 impl Event for TokensCounted {
     const SCHEMA_ID: u32 = TOKENS_COUNTED_V1;
+
+    fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            event_id: self.event_id,
+            source: self.source,
+            seq: self.seq,
+            occurred_at: self.occurred_at,
+            key: self.tenant_id.as_str(),
+        }
+    }
+
+    fn check(&self) -> Result<(), CountOutOfBounds> {
+        let known = matches!(self.requests, 0 | 1);
+        self.delta()?;
+        self.cumulative()?;
+        if known { Ok(()) } else { Err(CountOutOfBounds(self.requests)) }
+    }
 }
 
 /// A request that ended. Explains; never bills.
@@ -162,4 +200,18 @@ pub struct RequestFinished {
 
 impl Event for RequestFinished {
     const SCHEMA_ID: u32 = REQUEST_FINISHED_V1;
+
+    fn envelope(&self) -> Envelope<'_> {
+        Envelope {
+            event_id: self.event_id,
+            source: self.source,
+            seq: self.seq,
+            occurred_at: self.occurred_at,
+            key: self.tenant_id.as_str(),
+        }
+    }
+
+    fn check(&self) -> Result<(), CountOutOfBounds> {
+        Ok(())
+    }
 }

@@ -1,1 +1,4 @@
 //! Spool, recovery, shipping, and the step functions that turn a log into outcomes.
+
+pub mod chain;
+pub mod line;

@@ -22,8 +22,10 @@ dev:
 	@echo 'What runs today: cargo run --package tollgate -- embedded-vllm --listen 127.0.0.1:8000 --model llama-3.1-8b' >&2
 	@exit 1
 
-# The end-to-end tests start the binary as a user would, so it is built first.
+# The end-to-end tests start the binary as a user would, so it is built first. The house rules read the dependencies of
+# every platform, offline; a build fetches only this platform's.
 test: setup
+	$(CARGO) fetch --locked
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --workspace --no-fail-fast $(ARGS)
 

@@ -1,7 +1,8 @@
-//! The pure core: ids, token classes, money, time slots, price book and rating. No clock, no chance, no I/O.
+//! The pure core: ids, token classes, money, time slots, price book and rating, quota arithmetic. No clock, no chance, no I/O.
 
 pub mod ids;
 pub mod money;
 pub mod price;
+pub mod quota;
 pub mod time;
 pub mod tokens;

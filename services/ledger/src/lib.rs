@@ -1,5 +1,6 @@
 //! The pure core: ids, token classes, money, time slots, price book and rating, quota arithmetic. No clock, no chance, no I/O.
 
+pub mod control;
 pub mod ids;
 pub mod money;
 pub mod price;

@@ -1,5 +1,6 @@
 //! Spool, recovery, shipping, and the step functions that turn a log into outcomes.
 
 pub mod chain;
+pub mod cut;
 pub mod line;
 pub mod partition;

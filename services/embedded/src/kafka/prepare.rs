@@ -1,0 +1,286 @@
+//! Brings the data folder into the state in which Kafka can start: configuration, cluster id, formatted store.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::{KafkaError, KafkaSettings};
+
+const TEMPLATE: &str = include_str!("server.properties");
+const LOG4J: &str = include_str!("log4j2.xml");
+
+/// How long a port may stay taken by a broker that was just killed.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The command line that runs the broker in the foreground, for whoever supervises it.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Its working folder: the data folder.
+    pub folder: PathBuf,
+    /// Where its log file is.
+    pub log: PathBuf,
+}
+
+impl Launch {
+    /// As a command that can be started.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).current_dir(&self.folder);
+        command
+    }
+}
+
+/// Checks Java and the jars, formats the store if it is new, writes the configuration, and says how to start the broker.
+/// Safe to repeat; a run that was cut off leaves nothing half made.
+///
+/// # Errors
+/// What is missing, and what to do.
+pub async fn prepare(settings: &KafkaSettings) -> Result<Launch, KafkaError> {
+    let settings = settings.clone();
+    let folder = settings.data_dir.clone();
+    tokio::task::spawn_blocking(move || blocking(&settings))
+        .await
+        .map_err(|error| KafkaError::File { path: folder, source: std::io::Error::other(error) })?
+}
+
+fn blocking(settings: &KafkaSettings) -> Result<Launch, KafkaError> {
+    check(settings)?;
+    let lib = settings.tools_dir.join("kafka/lib");
+    let lib = std::path::absolute(&lib).map_err(KafkaError::file(&lib))?;
+    if !holds_kafka(&lib) {
+        return Err(KafkaError::JarsMissing(lib));
+    }
+    let version = java_version(&settings.java)?;
+    std::fs::create_dir_all(&settings.data_dir).map_err(KafkaError::file(&settings.data_dir))?;
+    let folder = std::path::absolute(&settings.data_dir).map_err(KafkaError::file(&settings.data_dir))?;
+
+    free(settings.listen)?;
+    let controller = match settings.controller {
+        Some(address) => free(address).map(|()| address)?,
+        None => free_port().map_err(KafkaError::file(&folder))?,
+    };
+    write(&folder.join("log4j2.xml"), LOG4J)?;
+    write(&folder.join("server.properties"), &properties(settings, controller, "log"))?;
+
+    let launch = Launch {
+        program: settings.java.clone(),
+        arguments: arguments(settings, &lib, &version, "kafka.Kafka", &["server.properties"]),
+        log: folder.join("kafka.log"),
+        folder: folder.clone(),
+    };
+    if !folder.join("log").exists() {
+        format(settings, controller, &lib, &version, &folder)?;
+    }
+    Ok(launch)
+}
+
+fn check(settings: &KafkaSettings) -> Result<(), KafkaError> {
+    if settings.listen.ip().is_unspecified() || settings.listen.port() == 0 {
+        return Err(KafkaError::Settings(format!(
+            "it tells clients the address {}, to which they cannot connect; choose one address and port",
+            settings.listen
+        )));
+    }
+    match settings.properties.iter().find(|(name, value)| name.contains(['\n', '=']) || value.contains('\n')) {
+        Some((name, _)) => Err(KafkaError::Settings(format!("the property {name:?} cannot be written in one line"))),
+        None => Ok(()),
+    }
+}
+
+fn holds_kafka(lib: &Path) -> bool {
+    std::fs::read_dir(lib).is_ok_and(|mut jars| {
+        jars.any(|jar| jar.is_ok_and(|jar| jar.file_name().to_string_lossy().starts_with("kafka_2.13-")))
+    })
+}
+
+/// The full version ("17.0.15"), after seeing that it is new enough.
+fn java_version(java: &Path) -> Result<String, KafkaError> {
+    let output = Command::new(java)
+        .arg("-version")
+        .output()
+        .map_err(|source| KafkaError::NoJava { java: java.to_owned(), source })?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let version = said.split('"').nth(1).unwrap_or_default().to_owned();
+    match version.split(['.', '-', '+']).next().and_then(|major| major.parse::<u32>().ok()) {
+        Some(17..) => Ok(version),
+        _ => Err(KafkaError::OldJava { java: java.to_owned(), said: said.trim().to_owned() }),
+    }
+}
+
+/// Waits until `address` can be listened on: a broker that was just killed gives its port back a moment later.
+fn free(address: SocketAddr) -> Result<(), KafkaError> {
+    let began = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                // Whatever accepts connections there is alive and will not go away by itself.
+                let answers = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok();
+                if answers || began.elapsed() > PORT_PATIENCE {
+                    return Err(KafkaError::PortTaken(address));
+                }
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+            Err(source) => return Err(KafkaError::File { path: address.to_string().into(), source }),
+        }
+    }
+}
+
+fn free_port() -> std::io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
+
+fn properties(settings: &KafkaSettings, controller: SocketAddr, log: &str) -> String {
+    let listen = settings.listen;
+    let mut text = TEMPLATE.to_owned();
+    // Writing to a String cannot fail.
+    let _ = write!(
+        text,
+        "\n# From the settings.\n\
+         listeners=PLAINTEXT://{listen},CONTROLLER://{controller}\n\
+         advertised.listeners=PLAINTEXT://{listen}\n\
+         controller.quorum.voters=1@{controller}\n\
+         log.dirs={log}\n"
+    );
+    for (name, value) in &settings.properties {
+        let _ = writeln!(text, "{name}={}", value.replace('\\', "\\\\"));
+    }
+    text
+}
+
+/// Java's arguments. The first clean stop leaves an archive of the loaded classes beside the jars, which halves every
+/// later start; one of another Java version is not looked at, and a broken one is ignored by Java.
+fn arguments(settings: &KafkaSettings, lib: &Path, version: &str, class: &str, rest: &[&str]) -> Vec<OsString> {
+    let archive = lib.with_file_name(format!("classes-{version}.jsa"));
+    let archive_flag = if archive.exists() { "-XX:SharedArchiveFile=" } else { "-XX:ArchiveClassesAtExit=" };
+    let mut arguments: Vec<OsString> = vec![
+        "-Xms64m".into(),
+        format!("-Xmx{}m", settings.heap_mib).into(),
+        "-XX:+ExitOnOutOfMemoryError".into(),
+        "-Xshare:auto".into(),
+        "-Xlog:cds=off".into(),
+        "-Xlog:cds+dynamic=off".into(),
+        "-Dlog4j2.configurationFile=log4j2.xml".into(),
+    ];
+    if class == "kafka.Kafka" || archive.exists() {
+        arguments.push(joined(archive_flag, &archive, ""));
+    }
+    arguments.extend(["-cp".into(), joined("", lib, "/*"), class.into()]);
+    arguments.extend(rest.iter().map(OsString::from));
+    arguments
+}
+
+fn joined(before: &str, path: &Path, after: &str) -> OsString {
+    let mut whole = OsString::from(before);
+    whole.push(path);
+    whole.push(after);
+    whole
+}
+
+/// Makes the empty store beside its place and renames it, so that it is there whole or not at all.
+fn format(
+    settings: &KafkaSettings,
+    controller: SocketAddr,
+    lib: &Path,
+    version: &str,
+    folder: &Path,
+) -> Result<(), KafkaError> {
+    let new = folder.join("log.new");
+    match std::fs::remove_dir_all(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(KafkaError::file(&new)(error)),
+        _ => {}
+    }
+    let (id, config) = (cluster_id(folder)?, "format.properties");
+    write(&folder.join(config), &properties(settings, controller, "log.new"))?;
+    let rest = ["format", "--cluster-id", &id, "--config", config];
+    let mut command = Command::new(&settings.java);
+    command.args(arguments(settings, lib, version, "kafka.tools.StorageTool", &rest)).current_dir(folder);
+    let output = command.output().map_err(|source| KafkaError::NoJava { java: settings.java.clone(), source })?;
+    if !output.status.success() || !new.join("meta.properties").exists() {
+        let said = [output.stdout, output.stderr].concat();
+        return Err(KafkaError::Format { folder: folder.to_owned(), output: tail(&said, 15) });
+    }
+    let _ = std::fs::remove_file(folder.join(config));
+    std::fs::rename(&new, folder.join("log")).map_err(KafkaError::file(folder.join("log")))
+}
+
+/// The cluster's id: made once, kept for ever.
+fn cluster_id(folder: &Path) -> Result<String, KafkaError> {
+    let file = folder.join("cluster-id");
+    match std::fs::read_to_string(&file) {
+        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(KafkaError::file(&file)(error)),
+        _ => {
+            let id = url_base64(uuid::Uuid::new_v4().as_bytes());
+            write(&file, &id)?;
+            Ok(id)
+        }
+    }
+}
+
+/// Kafka writes uuids so: base64 for URLs, no padding.
+fn url_base64(bytes: &[u8; 16]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let number = u128::from_be_bytes(*bytes);
+    // 128 bits are 21 times six bits and two more.
+    let digits = (0..21).map(|i| (number >> (122 - 6 * i)) & 63).chain([(number & 3) << 4]);
+    digits.map(|digit| char::from(ALPHABET[digit as usize])).collect()
+}
+
+/// Writes a file whole or not at all.
+fn write(path: &Path, text: &str) -> Result<(), KafkaError> {
+    let new = path.with_extension("part");
+    std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)).map_err(KafkaError::file(path))
+}
+
+/// The last `count` lines, indented.
+pub(crate) fn tail(text: &[u8], count: usize) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("    {line}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cluster_ids_are_written_as_kafka_writes_them() {
+        assert_eq!(url_base64(&[0; 16]), "AAAAAAAAAAAAAAAAAAAAAA");
+        // org.apache.kafka.common.Uuid.METADATA_TOPIC_ID, and all ones.
+        assert_eq!(url_base64(&1_u128.to_be_bytes()), "AAAAAAAAAAAAAAAAAAAAAQ");
+        assert_eq!(url_base64(&[255; 16]), "_____________________w");
+    }
+
+    #[tokio::test]
+    async fn missing_parts_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut settings = KafkaSettings::new(folder.path().join("data"), folder.path(), 1);
+        assert!(prepare(&settings).await.unwrap_err().to_string().contains("run deploy/local/kafka.sh"));
+        std::fs::create_dir_all(folder.path().join("kafka/lib")).unwrap();
+        std::fs::write(folder.path().join("kafka/lib/kafka_2.13-0.jar"), "").unwrap();
+        settings.java = "/nowhere/java".into();
+        assert!(prepare(&settings).await.unwrap_err().to_string().contains("install Java 17"));
+        settings.java = "/bin/true".into();
+        assert!(matches!(prepare(&settings).await, Err(KafkaError::OldJava { .. })));
+        settings.listen = "0.0.0.0:9092".parse().unwrap();
+        assert!(matches!(prepare(&settings).await, Err(KafkaError::Settings(_))));
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = holder.local_addr().unwrap();
+        assert!(matches!(free(address), Err(KafkaError::PortTaken(taken)) if taken == address));
+        drop(holder);
+        free(address).unwrap();
+    }
+}

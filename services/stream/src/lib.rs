@@ -2,5 +2,6 @@
 
 pub mod chain;
 pub mod cut;
+pub mod kafka;
 pub mod line;
 pub mod partition;

@@ -1,5 +1,7 @@
-//! What tollgate dev runs beside the roles: Apache Kafka, a vLLM simulator; later the ClickHouse engine and the registry's read API.
+//! What tollgate dev runs beside the roles: Apache Kafka, the ClickHouse engine, the registry's read API, a vLLM simulator.
 
+pub mod clickhouse;
 pub mod kafka;
 mod process;
+pub mod registry;
 pub mod vllm;

@@ -1,0 +1,160 @@
+//! The embedded Kafka: produce and consume, kill -9 and go on, stop cleanly, die with its parent.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use embedded::kafka::{KafkaChild, KafkaError, KafkaSettings, probe};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::Message as _;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{Offset, TopicPartitionList};
+
+const FOLDER: &str = "TOLLGATE_TEST_FOLDER";
+
+fn settings(data: &Path) -> KafkaSettings {
+    let tools = std::env::var_os("TOLLGATE_TOOLS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools"), PathBuf::from);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    KafkaSettings::new(data, tools, port)
+}
+
+async fn create_topic(brokers: &str) {
+    let admin: AdminClient<_> = ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap();
+    let topic = NewTopic::new("t", 1, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
+    let made = admin.create_topics(&[topic], &AdminOptions::new()).await.unwrap();
+    made.into_iter().for_each(|topic| assert_eq!(topic.unwrap(), "t"));
+}
+
+fn producer(brokers: &str) -> FutureProducer {
+    ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("enable.idempotence", "true")
+        .set("acks", "all")
+        .create()
+        .unwrap()
+}
+
+async fn produce(producer: &FutureProducer, from: u32, to: u32) {
+    let acks = (from..to).map(|i| {
+        let payload = i.to_string();
+        async move {
+            producer
+                .send(FutureRecord::<(), _>::to("t").partition(0).payload(&payload), Duration::from_secs(30))
+                .await
+                .unwrap();
+        }
+    });
+    futures_util::future::join_all(acks).await;
+}
+
+fn consume(brokers: &str, count: usize) -> Vec<String> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", brokers)
+        .set("group.id", "g")
+        .set("enable.auto.commit", "false")
+        .create()
+        .unwrap();
+    let mut from = TopicPartitionList::new();
+    from.add_partition_offset("t", 0, Offset::Beginning).unwrap();
+    consumer.assign(&from).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut got = Vec::new();
+    while got.len() < count {
+        assert!(Instant::now() < deadline, "{} of {count}", got.len());
+        if let Some(message) = consumer.poll(Duration::from_millis(100)) {
+            got.push(String::from_utf8(message.unwrap().payload().unwrap().to_vec()).unwrap());
+        }
+    }
+    got
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_outlives_a_kill_and_a_stop() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(&folder.path().join("data"));
+    let began = Instant::now();
+    let kafka = KafkaChild::start(&settings).await.unwrap();
+    println!("first start {:?}", began.elapsed());
+    probe(settings.listen).await.unwrap();
+    let brokers = kafka.brokers();
+    create_topic(&brokers).await;
+    let producer = producer(&brokers);
+    produce(&producer, 0, 1000).await;
+
+    assert!(Command::new("kill").args(["-9", &kafka.pid().to_string()]).status().unwrap().success());
+    assert!(kafka.wait().await.is_some_and(|status| !status.success()));
+    assert!(!kafka.is_running() && probe(settings.listen).await.is_err());
+    let began = Instant::now();
+    let kafka = KafkaChild::start(&settings).await.unwrap();
+    println!("start after a kill {:?}", began.elapsed());
+    // The same producer goes on: same topic, same cluster, no gap.
+    produce(&producer, 1000, 1100).await;
+
+    let began = Instant::now();
+    assert!(kafka.stop(Duration::from_secs(30)).await, "a clean stop");
+    println!("clean stop {:?}", began.elapsed());
+    let began = Instant::now();
+    let kafka = KafkaChild::start(&settings).await.unwrap();
+    println!("start after a clean stop {:?}", began.elapsed());
+    let expected: Vec<_> = (0..1100).map(|i: u32| i.to_string()).collect();
+    assert_eq!(consume(&brokers, 1100), expected);
+
+    let mut other = settings.clone();
+    other.data_dir = folder.path().join("other");
+    assert!(matches!(KafkaChild::start(&other).await, Err(KafkaError::PortTaken(taken)) if taken == settings.listen));
+    kafka.kill().await;
+}
+
+#[tokio::test]
+async fn a_broker_that_cannot_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(folder.path());
+    settings.properties.insert("num.io.threads".to_owned(), "none".to_owned());
+    let error = KafkaChild::start(&settings).await.unwrap_err().to_string();
+    assert!(error.contains("num.io.threads"), "{error}");
+}
+
+/// Not a test: a parent that starts Kafka and is killed.
+#[tokio::test]
+#[ignore = "the parent process of the test below"]
+async fn parent_process() {
+    let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
+    let kafka = KafkaChild::start(&settings(&folder)).await.unwrap();
+    std::fs::write(folder.join("pid.part"), format!("{} {}", kafka.pid(), kafka.brokers())).unwrap();
+    std::fs::rename(folder.join("pid.part"), folder.join("pid")).unwrap();
+    std::future::pending().await
+}
+
+#[tokio::test]
+async fn it_dies_with_its_parent() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut parent = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "parent_process"])
+        .env(FOLDER, folder.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(90);
+    let line = loop {
+        match std::fs::read_to_string(folder.path().join("pid")) {
+            Ok(line) => break line,
+            Err(_) => assert!(Instant::now() < deadline && parent.try_wait().unwrap().is_none()),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let (pid, brokers) = line.split_once(' ').unwrap();
+    probe(brokers.parse().unwrap()).await.unwrap();
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // Gone, or a zombie that nobody reaps.
+    while std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
+        assert!(Instant::now() < deadline, "Kafka outlived its parent");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Validate;
 
-/// The section `[telemetry]`.
+/// The section `[log]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct Settings {
@@ -51,7 +51,7 @@ impl Validate for Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter is not understood.
-    #[error("[telemetry] filter is not understood: {0}")]
+    #[error("[log] filter is not understood: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     /// Something in the process logs already.
     #[error("logging was started twice in one process: {0}")]

@@ -62,6 +62,20 @@ pub struct Plan {
     pub tokens_per_period: Option<u64>,
     /// Models that it may use; absent for all.
     pub models: Option<Vec<ModelId>>,
+    /// What becomes of its requests while a gateway's spool is full.
+    #[serde(default)]
+    pub when_spool_full: WhenSpoolFull,
+}
+
+/// What becomes of a request whose usage could not be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenSpoolFull {
+    /// It is refused: nothing is served that could not be billed.
+    #[default]
+    Refuse,
+    /// It is served, and its loss is counted and alarmed: the answer is worth more than the bill.
+    Serve,
 }
 
 /// A price per million tokens, from a slot on.
@@ -96,6 +110,19 @@ pub struct Replica {
     pub url: String,
 }
 
+/// A spool directory, registered at its first start ever. A period closes only when every spool that is not retired has
+/// told that it is past it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spool {
+    /// The role that writes it.
+    pub role: String,
+    /// A name for people, the host's for one.
+    pub name: String,
+    /// Why it will never come back, and what bound of loss that means; absent while it lives. An operator's word.
+    pub retired: Option<String>,
+}
+
 /// Any document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -107,6 +134,7 @@ pub enum Document {
     Price(Price),
     Model(Model),
     Replica(Replica),
+    Spool(Spool),
 }
 
 /// What kind a document is of.
@@ -120,6 +148,31 @@ pub enum Kind {
     Price,
     Model,
     Replica,
+    Spool,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 7] =
+        [Self::Tenant, Self::ApiKey, Self::Plan, Self::Price, Self::Model, Self::Replica, Self::Spool];
+
+    /// The name in documents, keys of records and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::ApiKey => "api_key",
+            Self::Plan => "plan",
+            Self::Price => "price",
+            Self::Model => "model",
+            Self::Replica => "replica",
+            Self::Spool => "spool",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
+    }
 }
 
 impl Document {
@@ -132,6 +185,7 @@ impl Document {
             Self::Price(_) => Kind::Price,
             Self::Model(_) => Kind::Model,
             Self::Replica(_) => Kind::Replica,
+            Self::Spool(_) => Kind::Spool,
         }
     }
 }
@@ -166,15 +220,18 @@ pub enum Rejected {
     /// The id is none of this kind.
     #[error("the id is refused: {0}")]
     Id(#[from] SlugError),
-    /// The id of an API key is no UUID.
-    #[error("the id of an API key is a UUID, {0:?} is none")]
-    KeyId(String),
+    /// The id of an API key or a spool is no UUID.
+    #[error("the id of an API key or a spool is a UUID, {0:?} is none")]
+    NoUuid(String),
     /// It names something that is not there.
     #[error("it names the {0:?} {1:?}, which is not there: write that first")]
     Missing(Kind, String),
     /// Something there names it.
     #[error("the {0:?} {1:?} names it: change that first")]
     InUse(Kind, String),
+    /// Another document says the same of the same thing: two prices of one moment, or two keys with one secret.
+    #[error("the {0:?} {1:?} stands for the same already: change that one")]
+    Taken(Kind, String),
     /// The price is out of bounds.
     #[error(transparent)]
     Price(#[from] PriceError),
@@ -245,6 +302,9 @@ impl ControlState {
         if let Document::Price(price) = document {
             PriceBook::default().set(price.key.clone(), Slot::starting_at(price.from)?, price.per_million)?;
         }
+        if let Some((id, _)) = self.iter().find(|(id, other)| *id != write.id && rivals(document, other)) {
+            return Err(Rejected::Taken(write.kind, id.to_owned()));
+        }
         match references(document).into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
             Some((kind, id)) => Err(Rejected::Missing(kind, id.to_owned())),
             None => Ok(()),
@@ -263,9 +323,18 @@ impl ControlState {
 fn check_id(write: &Write) -> Result<(), Rejected> {
     let id = write.id.as_str();
     match write.kind {
-        Kind::ApiKey => id.parse::<ApiKeyId>().map(drop).map_err(|_| Rejected::KeyId(id.to_owned())),
+        Kind::ApiKey | Kind::Spool => id.parse::<ApiKeyId>().map(drop).map_err(|_| Rejected::NoUuid(id.to_owned())),
         // All slugs follow one rule.
         _ => ReplicaId::new(id).map(drop).map_err(Rejected::from),
+    }
+}
+
+/// Whether both cannot be there, as it would be unclear which one holds.
+fn rivals(one: &Document, other: &Document) -> bool {
+    match (one, other) {
+        (Document::Price(one), Document::Price(other)) => one.key == other.key && one.from == other.from,
+        (Document::ApiKey(one), Document::ApiKey(other)) => one.sha256 == other.sha256,
+        _ => false,
     }
 }
 
@@ -276,7 +345,7 @@ fn references(document: &Document) -> Vec<(Kind, &str)> {
         Document::ApiKey(key) => vec![(Kind::Tenant, key.tenant.as_str())],
         Document::Plan(plan) => plan.models.iter().flatten().map(|model| (Kind::Model, model.as_str())).collect(),
         Document::Price(price) => vec![(Kind::Model, price.key.model.as_str())],
-        Document::Model(_) => vec![],
+        Document::Model(_) | Document::Spool(_) => vec![],
         Document::Replica(replica) => vec![(Kind::Model, replica.model.as_str())],
     }
 }
@@ -295,6 +364,7 @@ mod tests {
             tokens_per_minute,
             tokens_per_period: Some(limit),
             models: None,
+            when_spool_full: WhenSpoolFull::Refuse,
         })
     }
 
@@ -352,6 +422,8 @@ mod tests {
         assert!(matches!(state.apply(&price(1, "1")), Err(Rejected::Time(_))));
         assert!(matches!(state.apply(&price(0, "-1")), Err(Rejected::Price(_))));
         state.apply(&price(0, "0.25")).unwrap();
+        let again = Write { id: "p2".into(), ..price(0, "0.5") };
+        assert_eq!(state.apply(&again), Err(Rejected::Taken(Kind::Price, "p1".into())), "which of the two would hold?");
         assert_eq!(state.price_book().unwrap().price(&key, Slot(5)), Some("0.25".parse().unwrap()));
     }
 
@@ -361,7 +433,7 @@ mod tests {
         let (tenant, project) = ("acme".parse().unwrap(), "search".parse().unwrap());
         let key = ApiKey { tenant, project, sha256: "5ec7e7".into(), expires_at: None, revoked: false };
         assert!(!format!("{key:?}").contains("5ec7e7"));
-        assert_eq!(state.apply(&write("mine", 0, Document::ApiKey(key))), Err(Rejected::KeyId("mine".into())));
+        assert_eq!(state.apply(&write("mine", 0, Document::ApiKey(key))), Err(Rejected::NoUuid("mine".into())));
     }
 
     proptest! {

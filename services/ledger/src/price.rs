@@ -104,7 +104,7 @@ impl PriceBook {
     }
 }
 
-fn charge(tokens: u64, per_million: Decimal, currency: Currency) -> Result<Money, MoneyError> {
+pub(crate) fn charge(tokens: u64, per_million: Decimal, currency: Currency) -> Result<Money, MoneyError> {
     // In millionths of millionths, so that the division by a million is a shift of the scale and nothing is rounded.
     let units = (per_million * Decimal::from(PER_TOKENS)).trunc().mantissa();
     let exact = i128::from(tokens).checked_mul(units).ok_or(MoneyError::OutOfBounds)?;

@@ -8,7 +8,7 @@ use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::writer::datum::GenericDatumWriter;
 use thiserror::Error;
 
-use crate::event::Event;
+use crate::event::Record;
 use crate::registry::SCHEMAS;
 
 /// Bytes in front of the record.
@@ -50,17 +50,23 @@ static PARSED: LazyLock<HashMap<u32, Schema>> = LazyLock::new(|| {
     SCHEMAS.iter().filter_map(|known| Schema::parse_str(known.text).ok().map(|schema| (known.id, schema))).collect()
 });
 
-fn schema(id: u32) -> Result<&'static Schema, CodecError> {
-    PARSED.get(&id).ok_or(CodecError::UnknownSchema(id))
-}
+/// Made once: resolving a schema costs more than writing a record.
+static WRITERS: LazyLock<HashMap<u32, GenericDatumWriter<'static>>> = LazyLock::new(|| {
+    let writer = |schema| GenericDatumWriter::builder(schema).human_readable(true).build().ok();
+    PARSED.iter().filter_map(|(id, schema)| Some((*id, writer(schema)?))).collect()
+});
 
-/// Writes an event with today's schema.
-pub fn encode<E: Event>(event: &E) -> Result<Vec<u8>, CodecError> {
+static READERS: LazyLock<HashMap<u32, GenericDatumReader<'static>>> = LazyLock::new(|| {
+    let reader = |schema| GenericDatumReader::builder(schema).human_readable(true).build().ok();
+    PARSED.iter().filter_map(|(id, schema)| Some((*id, reader(schema)?))).collect()
+});
+
+/// Writes a record with today's schema.
+pub fn encode<R: Record>(record: &R) -> Result<Vec<u8>, CodecError> {
     let mut bytes = Vec::with_capacity(512);
     bytes.push(0);
-    bytes.extend_from_slice(&E::SCHEMA_ID.to_be_bytes());
-    let writer = GenericDatumWriter::builder(schema(E::SCHEMA_ID)?).human_readable(true).build()?;
-    writer.write_ser(&mut bytes, event)?;
+    bytes.extend_from_slice(&R::SCHEMA_ID.to_be_bytes());
+    WRITERS.get(&R::SCHEMA_ID).ok_or(CodecError::UnknownSchema(R::SCHEMA_ID))?.write_ser(&mut bytes, record)?;
     Ok(bytes)
 }
 
@@ -72,14 +78,14 @@ pub fn schema_id(value: &[u8]) -> Result<u32, CodecError> {
     }
 }
 
-/// Reads an event that was written with today's schema. Bytes after its end are refused.
-pub fn decode<E: Event>(value: &[u8]) -> Result<E, CodecError> {
+/// Reads a record that was written with today's schema. Bytes after its end are refused.
+pub fn decode<R: Record>(value: &[u8]) -> Result<R, CodecError> {
     let found = schema_id(value)?;
-    let known = schema(found)?;
-    if found != E::SCHEMA_ID {
-        return Err(CodecError::OtherRecord { found, wanted: E::SCHEMA_ID });
+    let reader = READERS.get(&found).ok_or(CodecError::UnknownSchema(found))?;
+    if found != R::SCHEMA_ID {
+        return Err(CodecError::OtherRecord { found, wanted: R::SCHEMA_ID });
     }
-    let mut rest = &value[HEADER..];
-    let event = GenericDatumReader::builder(known).human_readable(true).build()?.read_deser(&mut rest)?;
-    if rest.is_empty() { Ok(event) } else { Err(CodecError::TrailingBytes(rest.len())) }
+    let mut rest = value.get(HEADER..).ok_or(CodecError::NotConfluent)?;
+    let record = reader.read_deser(&mut rest)?;
+    if rest.is_empty() { Ok(record) } else { Err(CodecError::TrailingBytes(rest.len())) }
 }

@@ -1,5 +1,15 @@
 //! The events as Rust sees them: field for field the Avro records, in their order.
 
+mod balance;
+mod control;
+mod dead_letter;
+mod gpu;
+
+pub use balance::{BalanceUpdated, ModelUsage};
+pub use control::{ControlChanged, NotAWrite};
+pub use dead_letter::DeadLettered;
+pub use gpu::GpuSampled;
+
 use ledger::ids::{ApiKeyId, EventId, ModelId, ModelVersion, ProjectId, RequestId, SourceId, TenantId};
 use ledger::time::Micros;
 use ledger::tokens::TokenCounts;
@@ -77,11 +87,14 @@ pub struct Envelope<'a> {
     pub key: &'a str,
 }
 
-/// An event that has a schema.
-pub trait Event: Serialize + serde::de::DeserializeOwned {
+/// A record that has a schema.
+pub trait Record: Serialize + serde::de::DeserializeOwned {
     /// The id of the schema that is written today.
     const SCHEMA_ID: u32;
+}
 
+/// A record that a spool writes.
+pub trait Event: Record {
     /// What every spooled event carries.
     fn envelope(&self) -> Envelope<'_>;
 
@@ -123,7 +136,7 @@ pub struct TokensCounted {
 
 /// A count in an event that is negative or too large.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error("a count of {0} is out of bounds (tokens: 0 to 2^40; requests: 0 or 1)")]
+#[error("a count of {0} is out of bounds (tokens: 0 to 2^40; requests: 0 or 1; nothing is below 0)")]
 pub struct CountOutOfBounds(pub i64);
 
 fn counts([input, cached_input, output, reasoning]: [i64; 4]) -> Result<TokenCounts, CountOutOfBounds> {
@@ -151,9 +164,11 @@ impl TokensCounted {
     }
 }
 
-impl Event for TokensCounted {
+impl Record for TokensCounted {
     const SCHEMA_ID: u32 = TOKENS_COUNTED_V1;
+}
 
+impl Event for TokensCounted {
     fn envelope(&self) -> Envelope<'_> {
         Envelope {
             event_id: self.event_id,
@@ -198,9 +213,11 @@ pub struct RequestFinished {
     pub first_byte_at: Option<Micros>,
 }
 
-impl Event for RequestFinished {
+impl Record for RequestFinished {
     const SCHEMA_ID: u32 = REQUEST_FINISHED_V1;
+}
 
+impl Event for RequestFinished {
     fn envelope(&self) -> Envelope<'_> {
         Envelope {
             event_id: self.event_id,

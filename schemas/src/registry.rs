@@ -19,6 +19,14 @@ pub struct SchemaVersion {
 pub const TOKENS_COUNTED_V1: u32 = 7_001;
 /// The id of `RequestFinished`, version 1.
 pub const REQUEST_FINISHED_V1: u32 = 7_101;
+/// The id of `ControlChanged`, version 1.
+pub const CONTROL_CHANGED_V1: u32 = 7_201;
+/// The id of `BalanceUpdated`, version 1.
+pub const BALANCE_UPDATED_V1: u32 = 7_301;
+/// The id of `DeadLettered`, version 1.
+pub const DEAD_LETTERED_V1: u32 = 7_401;
+/// The id of `GpuSampled`, version 1.
+pub const GPU_SAMPLED_V1: u32 = 7_501;
 
 /// All of them, by id.
 pub const SCHEMAS: &[SchemaVersion] = &[
@@ -35,5 +43,33 @@ pub const SCHEMAS: &[SchemaVersion] = &[
         version: 1,
         name: "tollgate.v1.RequestFinished",
         text: include_str!("../avro/request_finished.v1.avsc"),
+    },
+    SchemaVersion {
+        id: CONTROL_CHANGED_V1,
+        subject: "tollgate.control.v1-value",
+        version: 1,
+        name: "tollgate.v1.ControlChanged",
+        text: include_str!("../avro/control_changed.v1.avsc"),
+    },
+    SchemaVersion {
+        id: BALANCE_UPDATED_V1,
+        subject: "tollgate.balances.v1-value",
+        version: 1,
+        name: "tollgate.v1.BalanceUpdated",
+        text: include_str!("../avro/balance_updated.v1.avsc"),
+    },
+    SchemaVersion {
+        id: DEAD_LETTERED_V1,
+        subject: "tollgate.dead-letters.v1-value",
+        version: 1,
+        name: "tollgate.v1.DeadLettered",
+        text: include_str!("../avro/dead_lettered.v1.avsc"),
+    },
+    SchemaVersion {
+        id: GPU_SAMPLED_V1,
+        subject: "tollgate.gpu-samples.v1-value",
+        version: 1,
+        name: "tollgate.v1.GpuSampled",
+        text: include_str!("../avro/gpu_sampled.v1.avsc"),
     },
 ];

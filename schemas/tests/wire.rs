@@ -1,87 +1,88 @@
 //! The wire as it was ever written: golden bytes decode, examples come back whole, foreign bytes are refused in words.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use ledger::ids::{ApiKeyId, EventId, RequestId, SourceId};
+use ledger::control::Kind;
 use ledger::time::Micros;
 use proptest::prelude::*;
 use schemas::codec::{CodecError, decode, encode};
-use schemas::event::{EndReason, Event, RequestFinished, TokensCounted};
+use schemas::event::{
+    BalanceUpdated, ControlChanged, DeadLettered, Event, GpuSampled, Record, RequestFinished, TokensCounted,
+};
 use schemas::registry::SCHEMAS;
-use uuid::Uuid;
+
+/// An example, as `examples/` shows it to people.
+fn example<R: Record>(name: &str) -> R {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(format!("{name}.json"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
 
 fn tokens() -> TokensCounted {
-    TokensCounted {
-        event_id: EventId(Uuid::from_u128(1)),
-        source: SourceId(Uuid::from_u128(2)),
-        seq: 41,
-        occurred_at: Micros(1_790_000_000_123_456),
-        tenant_id: "acme".parse().unwrap(),
-        request_id: RequestId(Uuid::from_u128(3)),
-        attempt: 0,
-        project_id: "search".parse().unwrap(),
-        api_key_id: ApiKeyId(Uuid::from_u128(4)),
-        model: "llama-3.1-8b".parse().unwrap(),
-        version: "v1".parse().unwrap(),
-        replica: "gpu-1".into(),
-        endpoint: "chat/completions".into(),
-        input: 17,
-        cached_input: 128,
-        output: 6,
-        reasoning: 2,
-        input_cumulative: 17,
-        cached_input_cumulative: 128,
-        output_cumulative: 262,
-        reasoning_cumulative: 2,
-        requests: 1,
-        last: true,
-        estimated: false,
-        end_reason: Some(EndReason::Complete),
-    }
+    example("tokens_counted.v1")
 }
 
-fn request() -> RequestFinished {
-    RequestFinished {
-        event_id: EventId(Uuid::from_u128(5)),
-        source: SourceId(Uuid::from_u128(2)),
-        seq: 7,
-        occurred_at: Micros(1_790_000_000_123_456),
-        tenant_id: "acme".parse().unwrap(),
-        request_id: RequestId(Uuid::from_u128(3)),
-        attempts: 1,
-        project_id: "search".parse().unwrap(),
-        api_key_id: ApiKeyId(Uuid::from_u128(4)),
-        model: "llama-3.1-8b".parse().unwrap(),
-        version: "v1".parse().unwrap(),
-        replica: "gpu-1".into(),
-        endpoint: "chat/completions".into(),
-        stream: true,
-        status: 200,
-        end_reason: EndReason::ClientCancelled,
-        error_code: None,
-        received_at: Micros(1_790_000_000_000_000),
-        dispatched_at: Some(Micros(1_790_000_000_000_100)),
-        first_byte_at: None,
-    }
-}
-
-/// Holds an event to the bytes that were written on the first day. Set `TOLLGATE_WRITE_GOLDEN` to write those of a new version.
-fn golden<E: Event + PartialEq + std::fmt::Debug>(name: &str, event: &E) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
-    let written = encode(event).unwrap();
+/// Holds an example to the bytes that were written on its first day. Set `TOLLGATE_WRITE_GOLDEN` to write those of a new version.
+fn golden<R: Record + PartialEq + std::fmt::Debug>(name: &str) {
+    let record: R = example(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(format!("{name}.bin"));
+    let written = encode(&record).unwrap();
     if std::env::var_os("TOLLGATE_WRITE_GOLDEN").is_some() {
         std::fs::write(&path, &written).unwrap();
     }
     let kept = std::fs::read(&path).unwrap();
-    assert_eq!(&decode::<E>(&kept).unwrap(), event, "{name} decodes to something else");
+    assert_eq!(decode::<R>(&kept).unwrap(), record, "{name} decodes to something else");
     assert_eq!(written, kept, "{name} is written in other bytes");
 }
 
 #[test]
 fn golden_bytes_are_read_and_written() {
-    golden("tokens_counted.v1.bin", &tokens());
-    golden("request_finished.v1.bin", &request());
+    golden::<TokensCounted>("tokens_counted.v1");
+    golden::<RequestFinished>("request_finished.v1");
+    golden::<ControlChanged>("control_changed.v1");
+    golden::<BalanceUpdated>("balance_updated.v1");
+    golden::<DeadLettered>("dead_lettered.v1");
+    golden::<GpuSampled>("gpu_sampled.v1");
+}
+
+/// A schema without an example, or bytes without a schema, would be held to nothing.
+#[test]
+fn every_schema_has_an_example_and_golden_bytes() {
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap();
+        let stem = |entry: std::fs::DirEntry| entry.path().file_stem().unwrap().to_string_lossy().into_owned();
+        entries.map(|entry| stem(entry.unwrap())).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(names("avro").len(), SCHEMAS.len());
+    assert_eq!(names("avro"), names("examples"));
+    assert_eq!(names("avro"), names("golden"));
+}
+
+#[test]
+fn examples_are_within_bounds_and_say_whose_they_are() {
+    assert_eq!(tokens().check(), Ok(()));
+    let sample: GpuSampled = example("gpu_sampled.v1");
+    assert_eq!((sample.check(), sample.envelope().key), (Ok(()), "GPU-5f1c7c1e"));
+    assert!(GpuSampled { engine_active_micros: 10_000_001, ..sample.clone() }.check().is_err(), "busier than the span");
+    assert!(GpuSampled { kv_cache_usage_ppm: -1, ..sample }.check().is_err());
+    let balance: BalanceUpdated = example("balance_updated.v1");
+    assert_eq!(
+        (balance.key(), balance.usage[0].counts().unwrap().total().unwrap()),
+        ("acme/1788220800000000".into(), 409)
+    );
+}
+
+#[test]
+fn a_write_to_control_comes_back_as_it_was() {
+    let change: ControlChanged = example("control_changed.v1");
+    let write = change.to_write().unwrap();
+    assert_eq!((write.kind, change.key()), (Kind::Plan, "plan/free".into()));
+    assert_eq!(ControlChanged::of(&write, change.write_id, change.written_at, "admin").unwrap(), change);
+    let refused = |change: ControlChanged| change.to_write().unwrap_err().to_string();
+    assert!(refused(ControlChanged { kind: "coupon".into(), ..change.clone() }).contains("coupon"));
+    assert!(refused(ControlChanged { expected_revision: -1, ..change.clone() }).contains("-1"));
+    assert!(refused(ControlChanged { document: Some("{".into()), ..change }).contains("free"));
 }
 
 #[test]

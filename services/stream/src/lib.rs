@@ -2,6 +2,9 @@
 
 pub mod chain;
 pub mod cut;
+pub mod inflight;
 pub mod kafka;
 pub mod line;
 pub mod partition;
+pub mod spend;
+pub mod spool;

@@ -1,0 +1,563 @@
+//! The one writer of a spool: appends frames, rolls segments, syncs in groups, and knows how far fsync has come.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ledger::ids::EventId;
+use schemas::codec::CodecError;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::book::Book;
+use super::disk::{Disk, DiskFile, write_all};
+use super::frame::{self, Entry, FrameBuilder, Position, RECORD_MAX, Record};
+use super::segment::{FORMAT, Header, Previous, TopicSpec, name_of};
+
+/// After a disk refused a write, this long nothing is tried, microseconds.
+const RETRY_AFTER: i64 = 100_000;
+
+/// Why a frame was not appended. The spool is then as if it had not been tried.
+#[derive(Debug, thiserror::Error)]
+pub enum AppendError {
+    /// The disk refused, and a fresh segment as well.
+    #[error("the spool's disk refused the write ({0}); is it full or failing?")]
+    Disk(io::Error),
+    /// An event could not be encoded.
+    #[error("an event could not be encoded: {0}")]
+    Encode(#[from] CodecError),
+    /// A record above the limit that every broker takes.
+    #[error("a record of {0} bytes is above the limit of {RECORD_MAX}")]
+    TooLarge(usize),
+    /// Counts that cannot be: negative deltas or above 2^40.
+    #[error("the counts of a request are out of bounds: {0}")]
+    Counts(#[from] ledger::tokens::TokenError),
+    /// The spool was closed.
+    #[error("the spool is closed: the process is stopping")]
+    Closed,
+}
+
+/// Where the numbering of the current source stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Numbering {
+    /// The source; nil before the first one.
+    pub source: Uuid,
+    /// The one before.
+    pub before: Option<Uuid>,
+    /// Last `seq` per topic, per partition.
+    pub seqs: Vec<Vec<u64>>,
+    /// No record may be earlier.
+    pub time: i64,
+    /// Events made, for their ids.
+    pub made: u64,
+}
+
+#[derive(Debug)]
+struct Active {
+    number: u64,
+    file: Arc<dyn DiskFile>,
+    /// Bytes of whole frames.
+    len: u64,
+    /// A write failed: nothing more may be appended here.
+    broken: bool,
+    /// A sync failed: a later one proves nothing.
+    suspect: bool,
+}
+
+/// Everything under the one lock.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub numbering: Numbering,
+    pub book: Book,
+    pub closed: bool,
+    active: Active,
+    /// Frames of the active segment beyond the frontier, kept until fsync covers them.
+    unsynced: Vec<u8>,
+    frontier: Position,
+    syncing: bool,
+    /// Lengths of the segments before the active one.
+    sealed: BTreeMap<u64, u64>,
+    failed_at: Option<i64>,
+}
+
+impl State {
+    /// Bytes of all segments.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sealed.values().sum::<u64>() + self.active.len
+    }
+
+    /// The number of the segment that is appended to.
+    pub(crate) fn active_segment(&self) -> u64 {
+        self.active.number
+    }
+
+    /// Up to here fsync has come.
+    pub(crate) fn frontier(&self) -> Position {
+        self.frontier
+    }
+
+    /// The end of what is written, synced or not.
+    pub(crate) fn head(&self) -> Position {
+        Position { segment: self.active.number, offset: self.active.len }
+    }
+
+    /// Bytes from `from` to the end of what is written.
+    pub(crate) fn bytes_since(&self, from: Position) -> u64 {
+        let sealed: u64 = self.sealed.range(from.segment..).map(|(_, len)| len).sum();
+        (sealed + self.active.len).saturating_sub(from.offset)
+    }
+
+    /// The oldest segment.
+    pub(crate) fn oldest(&self) -> u64 {
+        self.sealed.keys().next().copied().unwrap_or(self.active.number)
+    }
+}
+
+/// A frame in the making: numbers that count only if the frame is written.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    numbering: &'a Numbering,
+    topics: &'a [TopicSpec],
+    time: i64,
+    taken: Vec<(u8, i32)>,
+    made: u64,
+    frame: FrameBuilder,
+}
+
+impl Draft<'_> {
+    /// The source that numbers.
+    pub(crate) fn source(&self) -> Uuid {
+        self.numbering.source
+    }
+
+    /// When this frame's events occur.
+    pub(crate) fn time(&self) -> i64 {
+        self.time
+    }
+
+    /// The topics.
+    pub(crate) fn topics(&self) -> &[TopicSpec] {
+        self.topics
+    }
+
+    /// Last numbers of the source, without this draft's own.
+    pub(crate) fn seqs(&self) -> &[Vec<u64>] {
+        &self.numbering.seqs
+    }
+
+    /// The next number of a partition; it has to be used.
+    pub(crate) fn seq(&mut self, topic: u8, partition: i32) -> u64 {
+        self.taken.push((topic, partition));
+        let own = self.taken.iter().filter(|&&taken| taken == (topic, partition)).count();
+        self.numbering.seqs[topic as usize][partition as usize] + own as u64
+    }
+
+    /// The id of a new event: a UUIDv7 that is unique in its source, made without asking the host for chance. It differs
+    /// from what recovery would give to a record with this number, so that a restored volume is found out.
+    pub(crate) fn event_id(&mut self) -> EventId {
+        self.made += 1;
+        let (high, low) = self.numbering.source.as_u64_pair();
+        let mixed = mix(high ^ mix(low.wrapping_add(self.made)));
+        let mut random = [0; 10];
+        random[..8].copy_from_slice(&mixed.to_be_bytes());
+        random[8..].copy_from_slice(&(self.made as u16).to_be_bytes());
+        let millis = u64::try_from(self.time / 1000).unwrap_or(0);
+        EventId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    }
+
+    /// Adds an entry.
+    pub(crate) fn push(&mut self, entry: &Entry) {
+        self.frame.push(entry);
+    }
+
+    /// Adds a record under the current source.
+    pub(crate) fn record(
+        &mut self,
+        topic: u8,
+        partition: i32,
+        seq: u64,
+        key: Option<Vec<u8>>,
+        value: Option<Vec<u8>>,
+        headers: Vec<(String, Vec<u8>)>,
+    ) -> Result<(), AppendError> {
+        let record =
+            Record { source: self.numbering.source, topic, partition, seq, time: self.time, key, value, headers };
+        if record.size() > RECORD_MAX {
+            return Err(AppendError::TooLarge(record.size()));
+        }
+        self.frame.push(&Entry::Record(record));
+        Ok(())
+    }
+}
+
+/// SplitMix64's finisher: a bijection that spreads a counter over all bits.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+pub(crate) type Guard<'a> = MutexGuard<'a, State>;
+
+/// The writer. All of its methods may be called from any thread.
+#[derive(Debug)]
+pub(crate) struct Log {
+    disk: Arc<dyn Disk>,
+    spool: Uuid,
+    boot: Uuid,
+    topics: Vec<TopicSpec>,
+    segment_bytes: u64,
+    state: Mutex<State>,
+    /// Something to sync, a sync ended, or the spool closed.
+    changed: Condvar,
+    frontier: watch::Sender<Position>,
+}
+
+/// What a new [`Log`] goes on from.
+#[derive(Debug)]
+pub(crate) struct Begin {
+    pub spool: Uuid,
+    pub boot: Uuid,
+    pub topics: Vec<TopicSpec>,
+    pub segment_bytes: u64,
+    pub numbering: Numbering,
+    /// Valid lengths of the segments that are there.
+    pub segments: BTreeMap<u64, u64>,
+}
+
+impl Log {
+    /// Opens a new segment after those that are there, which are made durable first.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub(crate) fn begin(disk: Arc<dyn Disk>, begin: Begin) -> io::Result<Self> {
+        let Begin { spool, boot, topics, segment_bytes, numbering, segments } = begin;
+        let last = segments.last_key_value().map(|(number, length)| (*number, *length));
+        if let Some((number, _)) = last {
+            disk.open(&name_of(number))?.sync()?;
+        }
+        let number = last.map_or(1, |(number, _)| number + 1);
+        let previous = last.map(|(segment, length)| Previous { segment, length });
+        let header = Header::new(spool, boot, &numbering, &topics, previous);
+        let bytes = header.frame();
+        let file = place(&*disk, number, &bytes)?;
+        let frontier = Position { segment: number, offset: bytes.len() as u64 };
+        let state = State {
+            numbering,
+            book: Book::default(),
+            closed: false,
+            active: Active { number, file, len: bytes.len() as u64, broken: false, suspect: false },
+            unsynced: Vec::new(),
+            frontier,
+            syncing: false,
+            sealed: segments,
+            failed_at: None,
+        };
+        Ok(Self {
+            disk,
+            spool,
+            boot,
+            topics,
+            segment_bytes,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            frontier: watch::Sender::new(frontier),
+        })
+    }
+
+    /// The lock. Nobody leaves the state half changed, so a panic elsewhere does not spoil it.
+    pub(crate) fn lock(&self) -> Guard<'_> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&'a self, guard: Guard<'a>) -> Guard<'a> {
+        self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    pub(crate) fn topics(&self) -> &[TopicSpec] {
+        &self.topics
+    }
+
+    pub(crate) fn spool(&self) -> Uuid {
+        self.spool
+    }
+
+    pub(crate) fn boot(&self) -> Uuid {
+        self.boot
+    }
+
+    /// Tells who waits for the frontier.
+    pub(crate) fn watch(&self) -> watch::Receiver<Position> {
+        self.frontier.subscribe()
+    }
+
+    /// Appends the frame that `build` makes (it may be called again after a failed write) and returns its end. What the
+    /// caller does with the guard afterwards happens together with the append.
+    pub(crate) fn append<'a>(
+        &'a self,
+        mut state: Guard<'a>,
+        now: i64,
+        build: &mut dyn FnMut(&mut Draft<'_>) -> Result<(), AppendError>,
+    ) -> (Guard<'a>, Result<Position, AppendError>) {
+        if state.active.broken && state.failed_at.is_some_and(|at| (now - at).abs() < RETRY_AFTER) {
+            return (state, Err(AppendError::Disk(io::ErrorKind::StorageFull.into())));
+        }
+        let mut tries = 0;
+        loop {
+            if state.active.broken || state.active.len >= self.segment_bytes {
+                if state.syncing {
+                    state = self.wait(state);
+                    continue;
+                }
+                if let Err(error) = self.roll(&mut state) {
+                    state.failed_at = Some(now);
+                    return (state, Err(AppendError::Disk(error)));
+                }
+                continue;
+            }
+            let mut draft = Draft {
+                time: now.max(state.numbering.time),
+                topics: &self.topics,
+                taken: Vec::new(),
+                made: state.numbering.made,
+                frame: FrameBuilder::default(),
+                numbering: &state.numbering,
+            };
+            if let Err(error) = build(&mut draft) {
+                return (state, Err(error));
+            }
+            let Draft { time, taken, made, frame, .. } = draft;
+            match self.write(&mut state, &frame.finish()) {
+                Ok(end) => {
+                    for (topic, partition) in taken {
+                        state.numbering.seqs[topic as usize][partition as usize] += 1;
+                    }
+                    (state.numbering.time, state.numbering.made, state.failed_at) = (time, made, None);
+                    self.changed.notify_all();
+                    return (state, Ok(end));
+                }
+                Err(error) => {
+                    tracing::warn!(segment = state.active.number, %error, "a write to the spool failed; going on in a new segment");
+                    state.active.broken = true;
+                    tries += 1;
+                    if tries == 2 {
+                        state.failed_at = Some(now);
+                        return (state, Err(AppendError::Disk(error)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One write(2) of a whole frame. A short one is a failure: what it left is beyond the valid length.
+    fn write(&self, state: &mut State, frame: &[u8]) -> io::Result<Position> {
+        let active = &mut state.active;
+        loop {
+            match active.file.write_at(frame, active.len) {
+                Ok(n) if n == frame.len() => break,
+                Ok(n) => {
+                    let said = format!("only {n} of {} bytes were written", frame.len());
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, said));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        active.len += frame.len() as u64;
+        state.unsynced.extend_from_slice(frame);
+        Ok(state.head())
+    }
+
+    /// Goes on in a new segment. What fsync has not covered is made durable in the old one, or written again in the new
+    /// one, which appears whole or not at all. On an error nothing has changed but that the old segment takes no more.
+    fn roll(&self, state: &mut State) -> io::Result<()> {
+        state.active.broken = true;
+        if !state.active.suspect && !state.unsynced.is_empty() {
+            match state.active.file.sync() {
+                Ok(()) => {
+                    state.unsynced.clear();
+                    state.frontier = state.head();
+                    self.publish(state);
+                }
+                Err(error) => {
+                    tracing::error!(segment = state.active.number, %error, "a sync of the spool failed; writing again what it should have covered");
+                    state.active.suspect = true;
+                }
+            }
+        }
+        let old = state.active.number;
+        let previous = Previous { segment: old, length: state.frontier.offset };
+        let mut numbering = state.numbering.clone();
+        numbering.seqs = seqs_before(&state.unsynced, numbering.source, numbering.seqs);
+        let mut bytes = Header::new(self.spool, self.boot, &numbering, &self.topics, Some(previous)).frame();
+        bytes.extend_from_slice(&state.unsynced);
+        let file = place(&*self.disk, old + 1, &bytes)?;
+        state.sealed.insert(old, state.frontier.offset);
+        state.active = Active { number: old + 1, file, len: bytes.len() as u64, broken: false, suspect: false };
+        state.unsynced.clear();
+        state.frontier = state.head();
+        self.publish(state);
+        Ok(())
+    }
+
+    fn publish(&self, state: &State) {
+        self.frontier.send_replace(state.frontier);
+        self.changed.notify_all();
+    }
+
+    /// Makes durable what is written and moves the frontier. After a failed sync everything since the last good one is
+    /// written again, in a new segment.
+    ///
+    /// # Errors
+    /// When the disk refuses that too: the frontier stays, and nothing is appended until a later call succeeds.
+    pub(crate) fn flush(&self) -> io::Result<Position> {
+        let mut state = self.lock();
+        while state.syncing {
+            state = self.wait(state);
+        }
+        if state.unsynced.is_empty() {
+            return Ok(state.frontier);
+        }
+        if state.active.suspect {
+            self.roll(&mut state)?;
+            return Ok(state.frontier);
+        }
+        let (file, end, covered) = (Arc::clone(&state.active.file), state.head(), state.unsynced.len());
+        state.syncing = true;
+        drop(state);
+        let result = file.sync();
+        let mut state = self.lock();
+        state.syncing = false;
+        match result {
+            Ok(()) => {
+                state.unsynced.drain(..covered);
+                state.frontier = end;
+            }
+            Err(error) => {
+                tracing::error!(segment = state.active.number, %error, "a sync of the spool failed; writing again what it should have covered");
+                state.active.suspect = true;
+                if let Err(error) = self.roll(&mut state) {
+                    self.changed.notify_all();
+                    return Err(error);
+                }
+            }
+        }
+        self.publish(&state);
+        Ok(state.frontier)
+    }
+
+    /// Waits until there is something to sync (true), or the spool is closed and all is synced (false).
+    pub(crate) fn wait_for_work(&self, limit: std::time::Duration) -> bool {
+        let mut state = self.lock();
+        loop {
+            if !state.unsynced.is_empty() || state.book.has_delayed() {
+                return true;
+            }
+            if state.closed {
+                return false;
+            }
+            let (again, _) = self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
+            state = again;
+        }
+    }
+
+    /// Waits for the frontier to pass `beyond`, at most so long.
+    pub(crate) fn wait_for_frontier(&self, beyond: Position, limit: std::time::Duration) {
+        let state = self.lock();
+        if state.frontier <= beyond {
+            let waiting = |state: &mut State| state.frontier <= beyond;
+            drop(self.changed.wait_timeout_while(state, limit, waiting));
+        }
+    }
+
+    /// Wakes whoever waits.
+    pub(crate) fn wake(&self) {
+        self.changed.notify_all();
+    }
+
+    /// How far a segment may be read, and whether another follows; none if it is not there.
+    pub(crate) fn readable(&self, segment: u64) -> Option<(u64, bool)> {
+        let state = self.lock();
+        match state.sealed.get(&segment) {
+            Some(length) => Some((*length, true)),
+            None => (segment == state.active.number).then_some((state.frontier.offset, false)),
+        }
+    }
+
+    /// Removes the oldest segment, if it lies before `cursor` and nothing in it is still open.
+    ///
+    /// # Errors
+    /// What the disk says; the segment then counts as still there.
+    pub(crate) fn remove_oldest(&self, cursor: Position) -> io::Result<Option<u64>> {
+        let number = {
+            let mut state = self.lock();
+            let frontier = state.frontier;
+            state.book.unpin(frontier);
+            let Some(number) = removable(&state, cursor) else { return Ok(None) };
+            number
+        };
+        match self.disk.remove(&name_of(number)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.lock().sealed.remove(&number);
+        Ok(Some(number))
+    }
+
+    /// The oldest segment, if it may go.
+    pub(crate) fn removable(&self, cursor: Position) -> Option<u64> {
+        let mut state = self.lock();
+        let frontier = state.frontier;
+        state.book.unpin(frontier);
+        removable(&state, cursor)
+    }
+}
+
+fn removable(state: &State, cursor: Position) -> Option<u64> {
+    let number = *state.sealed.keys().next()?;
+    (number < cursor.segment && !state.book.is_pinned(number)).then_some(number)
+}
+
+/// A new segment with these first bytes: there whole and durable, or not at all.
+fn place(disk: &dyn Disk, number: u64, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
+    let name = name_of(number);
+    let temporary = format!("{name}.tmp");
+    let file = disk.create(&temporary)?;
+    let written = write_all(&*file, bytes, 0).and_then(|()| file.sync());
+    if let Err(error) = written {
+        let _ = disk.remove(&temporary);
+        return Err(error);
+    }
+    disk.rename(&temporary, &name)?;
+    disk.sync_dir()?;
+    Ok(file)
+}
+
+/// The numbers as they stood before the records in `frames`.
+fn seqs_before(frames: &[u8], source: Uuid, mut seqs: Vec<Vec<u64>>) -> Vec<Vec<u64>> {
+    let mut rest = frames;
+    while let Ok((payload, end)) = frame::check(rest) {
+        for entry in frame::entries(payload).unwrap_or_default() {
+            if let Entry::Record(record) = entry
+                && record.source == source
+            {
+                let seq = &mut seqs[record.topic as usize][record.partition as usize];
+                *seq = (*seq).min(record.seq.saturating_sub(1));
+            }
+        }
+        rest = &rest[end..];
+    }
+    seqs
+}
+
+impl Header {
+    fn new(spool: Uuid, boot: Uuid, numbering: &Numbering, topics: &[TopicSpec], previous: Option<Previous>) -> Self {
+        let source = (!numbering.source.is_nil()).then_some(numbering.source);
+        let Numbering { before, seqs, time, .. } = numbering.clone();
+        Self { format: FORMAT, spool, boot, source, before, topics: topics.to_vec(), previous, seqs, time }
+    }
+}

@@ -1,0 +1,233 @@
+//! Where a line stands, by ClickHouse's own account, and whether that account holds.
+
+use std::collections::BTreeMap;
+
+use clickhouse::Row;
+use ledger::ids::SourceId;
+use ledger::time::Micros;
+use serde::Deserialize;
+
+use crate::client::{ClickHouse, fetch};
+use crate::error::{ProofError, QueryError};
+use crate::rows::{OutcomeCounts, SourceEnd, SourceState};
+use crate::table::{Kind, Table};
+use crate::wire::WireUuid;
+
+const PROOF: &str = include_str!("../queries/proof.sql");
+const POSITION: &str = include_str!("../queries/position.sql");
+/// How often an answer may be asked for that a table without rows refuses.
+const TRIES: u32 = 3;
+
+/// Where a line stands: all that its next chunk depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The next offset.
+    pub position: i64,
+    /// The running maximum of log time, milliseconds since 1970; [`i64::MIN`] before the first record.
+    pub log_time_ms: i64,
+    /// Over everything that was read; zeros before the first record.
+    pub chain: [u8; 32],
+    /// Every source that was seen.
+    pub sources: BTreeMap<SourceId, SourceState>,
+    /// What became of all offsets.
+    pub counts: OutcomeCounts,
+    /// ClickHouse's clock when the query began, milliseconds since 1970: deadlines are counted from it.
+    pub now_ms: i64,
+}
+
+/// The next offset of a line, and ClickHouse's clock when it was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
+pub struct Position {
+    /// The next offset; 0 where nothing is.
+    pub position: i64,
+    /// Milliseconds since 1970: deadlines are counted from it.
+    pub now_ms: i64,
+}
+
+/// One kind of rows of one source: kind, source, rows, first, end, lengths, squares, folded, duplicates, dead, marks, log
+/// time, chain, and (last number, watermark, end, next source).
+type Group = (i8, WireUuid, u64, i64, i64, i64, i64, i64, i64, i64, i64, i64, [u8; 32], (u64, i64, i8, WireUuid));
+
+#[derive(Row, Deserialize)]
+struct Answer {
+    now_ms: i64,
+    groups: Vec<Group>,
+}
+
+impl ClickHouse {
+    /// Where the line of a partition stands, proven to be one whole folding from offset 0: one SELECT through the
+    /// projection.
+    ///
+    /// # Errors
+    /// No answer, or a damaged table, on which nothing must be built.
+    pub async fn prove(&self, table: Table, partition: i32) -> Result<Proof, ProofError> {
+        let answer: Answer = self.through_projection(PROOF, table, partition, |a: &Answer| a.groups.is_empty()).await?;
+        examine(table, partition, answer)
+    }
+
+    /// The next offset alone: the read-back after an insert.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn position(&self, table: Table, partition: i32) -> Result<Position, QueryError> {
+        self.through_projection(POSITION, table, partition, |p: &Position| p.position == 0).await
+    }
+
+    /// One row that a projection must answer. Where nothing is, ClickHouse finds no projection to read; then, and only
+    /// if there is still nothing, the answer from the rows is taken.
+    async fn through_projection<T>(
+        &self,
+        sql: &str,
+        table: Table,
+        partition: i32,
+        nothing: fn(&T) -> bool,
+    ) -> Result<T, QueryError>
+    where
+        T: clickhouse::RowOwned + clickhouse::RowRead,
+    {
+        let ask = async |force: &str| {
+            let query = self.rows(sql).param("table", table.name()).param("partition", partition);
+            let query = query.with_setting("optimize_use_projections", "1");
+            let rows = fetch::<T>(query.with_setting("force_optimize_projection", force)).await?;
+            rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
+        };
+        let mut tries = 1;
+        loop {
+            match ask("1").await {
+                Err(error) if error.is_projection_not_used() => {
+                    let answer = ask("0").await?;
+                    if nothing(&answer) {
+                        return Ok(answer);
+                    }
+                    if tries == TRIES {
+                        return Err(error);
+                    }
+                    tries += 1;
+                }
+                answer => return answer,
+            }
+        }
+    }
+}
+
+/// Checks what ClickHouse says of a line: each offset from 0 is there exactly once, with its outcome and its row.
+fn examine(table: Table, partition: i32, answer: Answer) -> Result<Proof, ProofError> {
+    let mut proof = Proof {
+        position: 0,
+        log_time_ms: i64::MIN,
+        chain: [0; 32],
+        sources: BTreeMap::new(),
+        counts: OutcomeCounts::default(),
+        now_ms: answer.now_ms,
+    };
+    let (mut data_rows, mut dead_rows) = (0_u64, 0_u64);
+    for group in answer.groups {
+        let (
+            kind,
+            source,
+            rows,
+            first,
+            end,
+            lengths,
+            squares,
+            folded,
+            duplicates,
+            dead,
+            marks,
+            log_time_ms,
+            chain,
+            state,
+        ) = group;
+        match Kind::of(kind) {
+            Some(Kind::Data) => data_rows += rows,
+            Some(Kind::Dead) => dead_rows += rows,
+            Some(Kind::Source) => {
+                proof.sources.insert(SourceId(source.0), source_state(state)?);
+            }
+            Some(Kind::Chunk) => {
+                if first != 0 {
+                    return Err(ProofError::NoBeginning { table, partition, first });
+                }
+                // A chunk too many and one too few may hide each other in the sum of lengths, not in that of squares.
+                if lengths != end || squares != end.wrapping_mul(end) {
+                    return Err(ProofError::NotOnce { table, partition, position: end, lengths });
+                }
+                proof.position = end;
+                (proof.log_time_ms, proof.chain) = (log_time_ms, chain);
+                proof.counts = OutcomeCounts { folded, duplicates, dead, marks };
+            }
+            None => return Err(QueryError::Mismatch(format!("{table} holds rows of the unknown kind {kind}")).into()),
+        }
+    }
+    let unbalanced = |what| Err(ProofError::Unbalanced { table, partition, what });
+    let counts = proof.counts;
+    if counts.total() != Some(proof.position) {
+        return unbalanced(format!("the outcomes {counts:?} do not add up to {} offsets", proof.position));
+    }
+    if (u64::try_from(counts.folded), u64::try_from(counts.dead)) != (Ok(data_rows), Ok(dead_rows)) {
+        return unbalanced(format!("{data_rows} data rows and {dead_rows} dead rows for {counts:?}"));
+    }
+    Ok(proof)
+}
+
+fn source_state((last_seq, watermark, end, next): (u64, i64, i8, WireUuid)) -> Result<SourceState, QueryError> {
+    let end = match end {
+        0 => None,
+        1 => Some(SourceEnd::Closed { next: SourceId(next.0) }),
+        2 => Some(SourceEnd::Drained),
+        unknown => return Err(QueryError::Mismatch(format!("a source that ended in the unknown way {unknown}"))),
+    };
+    Ok(SourceState { last_seq, watermark: Micros(watermark), end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What the projection would say of these chunks, all of whose offsets are marks.
+    fn said(chunks: &[(i64, i64)]) -> Answer {
+        let sum = |of: fn(&(i64, i64)) -> i64| chunks.iter().map(of).sum::<i64>();
+        let lengths = sum(|(first, end)| end - first);
+        let first = chunks.iter().map(|c| c.0).min().unwrap();
+        let end = chunks.iter().map(|c| c.1).max().unwrap();
+        let squares = sum(|(first, end)| end * end - first * first);
+        let nobody = WireUuid::default();
+        let state = (0, 0, 0, nobody);
+        let rows = chunks.len() as u64;
+        let kind = Kind::Chunk.code();
+        let group = (kind, nobody, rows, first, end, lengths, squares, 0, 0, 0, lengths, 5, [9; 32], state);
+        Answer { now_ms: 1, groups: vec![group] }
+    }
+
+    #[test]
+    fn a_chunk_too_many_does_not_hide_one_too_few() {
+        let table = Table::Tokens;
+        assert_eq!(examine(table, 0, said(&[(0, 10), (10, 30)])).unwrap().position, 30);
+        let hidden = examine(table, 0, said(&[(0, 10), (0, 10), (20, 30)])).unwrap_err();
+        assert!(matches!(hidden, ProofError::NotOnce { position: 30, lengths: 30, .. }), "{hidden}");
+        let hole = examine(table, 0, said(&[(0, 10), (20, 30)])).unwrap_err();
+        assert!(matches!(hole, ProofError::NotOnce { .. }), "{hole}");
+        let late = examine(table, 0, said(&[(10, 20)])).unwrap_err();
+        assert!(matches!(late, ProofError::NoBeginning { first: 10, .. }), "{late}");
+        assert_eq!(examine(table, 0, Answer { now_ms: 1, groups: vec![] }).unwrap().position, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn any_cut_of_the_log_is_proven_and_any_one_change_is_not(cuts in prop::collection::btree_set(1i64..1_000, 2..12), at in any::<prop::sample::Index>()) {
+            let ends: Vec<i64> = cuts.into_iter().collect();
+            let starts = std::iter::once(0).chain(ends.iter().copied());
+            let chunks: Vec<(i64, i64)> = starts.zip(ends.iter().copied()).collect();
+            prop_assert_eq!(examine(Table::Tokens, 1, said(&chunks)).unwrap().position, *ends.last().unwrap());
+            let at = at.index(chunks.len());
+            let mut doubled = chunks.clone();
+            doubled.push(chunks[at]);
+            prop_assert!(examine(Table::Tokens, 1, said(&doubled)).is_err());
+            let mut holed = chunks.clone();
+            holed.remove(at);
+            // Without its last chunk a line is only shorter.
+            prop_assert_eq!(examine(Table::Tokens, 1, said(&holed)).is_err(), at + 1 < chunks.len());
+        }
+    }
+}

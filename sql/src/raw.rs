@@ -1,0 +1,262 @@
+//! Rows as they lie in the raw tables: the columns that all kinds share, written once, and each table's own.
+
+use clickhouse::{Row, RowWrite};
+use ledger::time::{Micros, Slot};
+use serde::Serialize;
+
+use crate::calendar::LogHour;
+use crate::rows::{DeadRow, Folded, RequestRow, SourceEnd, SourceState, TokenRow};
+use crate::table::{Kind, Table};
+use crate::wire::{Bytes, WireUuid};
+
+/// What all rows of a chunk have in common.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub(crate) partition: i32,
+    pub(crate) month: u32,
+    pub(crate) first: i64,
+    pub(crate) log_time_ms: i64,
+    pub(crate) insert_before_ms: i64,
+}
+
+/// The figures of a chunk.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Figures {
+    pub(crate) end: i64,
+    pub(crate) counts: crate::rows::OutcomeCounts,
+    pub(crate) chain: [u8; 32],
+}
+
+/// An event that has a raw table: [`TokenRow`] or [`RequestRow`].
+pub trait DataRow: Send + Sync {
+    /// Its table.
+    const TABLE: Table;
+    #[doc(hidden)]
+    type Raw: RawRow;
+    #[doc(hidden)]
+    fn data<'a>(row: &'a Folded<Self>, place: Place) -> <Self::Raw as Row>::Value<'a>
+    where
+        Self: Sized;
+}
+
+/// A row of a raw table on its way to ClickHouse.
+#[doc(hidden)]
+pub trait RawRow: RowWrite {
+    fn dead<'a>(row: &'a DeadRow, place: Place) -> Self::Value<'a>;
+    fn source<'a>(source: uuid::Uuid, state: &SourceState, place: Place) -> Self::Value<'a>;
+    fn chunk<'a>(figures: Figures, place: Place) -> Self::Value<'a>;
+}
+
+macro_rules! raw_row {
+    ($name:ident<$a:lifetime> { $($field:ident: $type:ty,)* }) => {
+        #[doc(hidden)]
+        #[derive(Default, Row, Serialize)]
+        pub struct $name<$a> {
+            kafka_partition: i32,
+            log_month: u32,
+            kind: Kind,
+            kafka_offset: i64,
+            log_time: i64,
+            log_hour: i64,
+            insert_before: i64,
+            event_id: WireUuid,
+            source: WireUuid,
+            seq: u64,
+            occurred_at: i64,
+            slot: i64,
+            tenant_id: &$a str,
+            request_id: WireUuid,
+            $($field: $type,)*
+            dead_reason: &$a str,
+            dead_detail: &$a str,
+            dead_key: Option<Bytes<$a>>,
+            dead_value: Option<Bytes<$a>>,
+            last_seq: u64,
+            watermark: i64,
+            source_end: i8,
+            next_source: WireUuid,
+            chunk_first: i64,
+            chunk_end: i64,
+            folded: i64,
+            duplicates: i64,
+            dead: i64,
+            marks: i64,
+            chain: [u8; 32],
+        }
+
+        impl $name<'_> {
+            fn at(kind: Kind, offset: i64, log_time_ms: i64, place: Place) -> Self {
+                Self {
+                    kafka_partition: place.partition,
+                    log_month: place.month,
+                    kind,
+                    kafka_offset: offset,
+                    log_time: log_time_ms,
+                    log_hour: LogHour::of_ms(log_time_ms).0,
+                    insert_before: place.insert_before_ms,
+                    chunk_first: place.first,
+                    ..Self::default()
+                }
+            }
+        }
+
+        impl RawRow for $name<'static> {
+            fn dead<'a>(row: &'a DeadRow, place: Place) -> $name<'a> {
+                let (source, seq, event_id) = row.took.map_or_else(Default::default, |(source, seq, event_id)| {
+                    (WireUuid(source.0), seq, WireUuid(event_id.0))
+                });
+                $name {
+                    source,
+                    seq,
+                    event_id,
+                    dead_reason: &row.reason,
+                    dead_detail: &row.detail,
+                    dead_key: row.key.as_deref().map(Bytes),
+                    dead_value: row.value.as_deref().map(Bytes),
+                    ..$name::at(Kind::Dead, row.offset, row.log_time_ms, place)
+                }
+            }
+
+            fn source<'a>(source: uuid::Uuid, state: &SourceState, place: Place) -> $name<'a> {
+                let (source_end, next_source) = match state.end {
+                    None => (0, WireUuid::default()),
+                    Some(SourceEnd::Closed { next }) => (1, WireUuid(next.0)),
+                    Some(SourceEnd::Drained) => (2, WireUuid::default()),
+                };
+                $name {
+                    source: WireUuid(source),
+                    last_seq: state.last_seq,
+                    watermark: state.watermark.0,
+                    source_end,
+                    next_source,
+                    ..$name::at(Kind::Source, place.first, place.log_time_ms, place)
+                }
+            }
+
+            fn chunk<'a>(figures: Figures, place: Place) -> $name<'a> {
+                $name {
+                    chunk_end: figures.end,
+                    folded: figures.counts.folded,
+                    duplicates: figures.counts.duplicates,
+                    dead: figures.counts.dead,
+                    marks: figures.counts.marks,
+                    chain: figures.chain,
+                    ..$name::at(Kind::Chunk, place.first, place.log_time_ms, place)
+                }
+            }
+        }
+    };
+}
+
+raw_row!(RawTokens<'a> {
+    attempt: i32,
+    project_id: &'a str,
+    api_key_id: WireUuid,
+    model: &'a str,
+    version: &'a str,
+    replica: &'a str,
+    endpoint: &'a str,
+    input: u64,
+    cached_input: u64,
+    output: u64,
+    reasoning: u64,
+    input_cumulative: u64,
+    cached_input_cumulative: u64,
+    output_cumulative: u64,
+    reasoning_cumulative: u64,
+    requests: u64,
+    r#final: bool,
+    estimated: bool,
+    end_reason: &'a str,
+});
+
+raw_row!(RawRequests<'a> {
+    attempts: i32,
+    project_id: &'a str,
+    api_key_id: WireUuid,
+    model: &'a str,
+    version: &'a str,
+    replica: &'a str,
+    endpoint: &'a str,
+    stream: bool,
+    status: i32,
+    end_reason: &'a str,
+    error_code: &'a str,
+    received_at: i64,
+    dispatched_at: Option<i64>,
+    first_byte_at: Option<i64>,
+});
+
+impl DataRow for TokenRow {
+    const TABLE: Table = Table::Tokens;
+    type Raw = RawTokens<'static>;
+
+    fn data<'a>(row: &'a Folded<Self>, place: Place) -> RawTokens<'a> {
+        let event = &row.event;
+        RawTokens {
+            event_id: WireUuid(event.event_id.0),
+            source: WireUuid(event.source.0),
+            seq: event.seq,
+            occurred_at: event.occurred_at.0,
+            slot: Slot::of(event.occurred_at).0,
+            tenant_id: event.tenant_id.as_str(),
+            request_id: WireUuid(event.request_id.0),
+            attempt: event.attempt,
+            project_id: event.project_id.as_str(),
+            api_key_id: WireUuid(event.api_key_id.0),
+            model: event.model.as_str(),
+            version: event.version.as_str(),
+            replica: &event.replica,
+            endpoint: &event.endpoint,
+            input: event.delta.input,
+            cached_input: event.delta.cached_input,
+            output: event.delta.output,
+            reasoning: event.delta.reasoning,
+            input_cumulative: event.cumulative.input,
+            cached_input_cumulative: event.cumulative.cached_input,
+            output_cumulative: event.cumulative.output,
+            reasoning_cumulative: event.cumulative.reasoning,
+            requests: event.requests,
+            r#final: event.last,
+            estimated: event.estimated,
+            end_reason: event.end_reason,
+            ..RawTokens::at(Kind::Data, row.offset, row.log_time_ms, place)
+        }
+    }
+}
+
+impl DataRow for RequestRow {
+    const TABLE: Table = Table::Requests;
+    type Raw = RawRequests<'static>;
+
+    fn data<'a>(row: &'a Folded<Self>, place: Place) -> RawRequests<'a> {
+        let event = &row.event;
+        let micros = |time: Option<Micros>| time.map(|time| time.0);
+        RawRequests {
+            event_id: WireUuid(event.event_id.0),
+            source: WireUuid(event.source.0),
+            seq: event.seq,
+            occurred_at: event.occurred_at.0,
+            slot: Slot::of(event.occurred_at).0,
+            tenant_id: event.tenant_id.as_str(),
+            request_id: WireUuid(event.request_id.0),
+            attempts: event.attempts,
+            project_id: event.project_id.as_str(),
+            api_key_id: WireUuid(event.api_key_id.0),
+            model: event.model.as_str(),
+            version: event.version.as_str(),
+            replica: &event.replica,
+            endpoint: &event.endpoint,
+            stream: event.stream,
+            status: event.status,
+            end_reason: event.end_reason,
+            error_code: &event.error_code,
+            received_at: event.received_at.0,
+            dispatched_at: micros(event.dispatched_at),
+            first_byte_at: micros(event.first_byte_at),
+            ..RawRequests::at(Kind::Data, row.offset, row.log_time_ms, place)
+        }
+    }
+}

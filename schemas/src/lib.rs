@@ -1,6 +1,7 @@
 //! The wire: Avro schemas with constant ids, the Confluent wire format, topics and events.
 
 pub mod codec;
+pub mod compatibility;
 pub mod event;
 pub mod mark;
 pub mod registry;

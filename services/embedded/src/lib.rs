@@ -2,6 +2,7 @@
 
 pub mod clickhouse;
 pub mod kafka;
+mod port;
 mod process;
 pub mod registry;
 pub mod vllm;

@@ -1,6 +1,6 @@
 //! A child process that is waited for by a thread of its own, so that it dies with this process and never becomes a zombie.
 
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
@@ -126,7 +126,8 @@ fn wait_without_reaping(pid: u32) {
     }
 }
 
-fn die_with_parent(command: &mut Command) {
+/// Has the kernel kill the child when the thread that starts it ends, however it ends.
+pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and nothing is allocated.
     unsafe {
@@ -143,10 +144,24 @@ fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// How a child ended, in words.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with code {code}"),
+        (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
+    }
+}
+
+/// The last `count` lines of what a child wrote, indented.
+pub(crate) fn tail(text: &[u8], count: usize) -> String {
+    let text = String::from_utf8_lossy(text);
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("    {line}\n")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt as _;
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");

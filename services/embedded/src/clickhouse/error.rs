@@ -1,15 +1,18 @@
 //! Errors: why the server cannot run, and ClickHouse's own exceptions as its HTTP interface reports them.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::probe::ProbeError;
+
 /// Why the embedded ClickHouse cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ClickHouseError {
     /// The engine's library is not there.
-    #[error("the ClickHouse engine is not at {0}: run deploy/local/clickhouse.sh (it needs npm)")]
+    #[error("the ClickHouse engine is not at {0}: run make setup (deploy/local/clickhouse.sh; it needs npm)")]
     LibraryMissing(PathBuf),
     /// The library is there but cannot be used.
     #[error("the ClickHouse engine {path} cannot be loaded: {source}; run deploy/local/clickhouse.sh again")]
@@ -41,6 +44,44 @@ pub enum ClickHouseError {
     /// The address cannot be listened on, or the server broke.
     #[error(transparent)]
     Http(#[from] runtime::http::HttpError),
+    /// Another process listens there.
+    #[error(
+        "port {} is taken on {}: stop what listens there (another ClickHouse, or another `tollgate dev`), or choose another port",
+        .0.port(), .0.ip()
+    )]
+    PortTaken(SocketAddr),
+    /// The program that is to serve cannot be run.
+    #[error("cannot run {program}: {source}")]
+    Program {
+        /// Which one.
+        program: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It ended while it was being waited for.
+    #[error("ClickHouse {how} before it was ready; the end of {log}:\n{tail}")]
+    Died {
+        /// Its exit code or signal, in words.
+        how: String,
+        /// Where it writes its log.
+        log: PathBuf,
+        /// The last lines of this start.
+        tail: String,
+    },
+    /// It runs, but does not answer.
+    #[error("ClickHouse on {listen} is not ready after {seconds} s ({last}); the end of {log}:\n{tail}")]
+    NotReady {
+        /// Where it should answer.
+        listen: SocketAddr,
+        /// How long it was waited for.
+        seconds: u64,
+        /// What the last try met.
+        last: ProbeError,
+        /// Where it writes its log.
+        log: PathBuf,
+        /// The last lines of this start.
+        tail: String,
+    },
     /// A thread could not be had.
     #[error("the host gives no thread to the ClickHouse engine: {0}")]
     Thread(String),

@@ -5,7 +5,7 @@ use axum::response::Response;
 use tokio::sync::mpsc;
 
 use super::connection::Connection;
-use super::error::{Exception, NETWORK_ERROR, NOT_IMPLEMENTED};
+use super::error::{Exception, NETWORK_ERROR};
 use super::input::Input;
 use super::request::Call;
 use super::server::{Server, whole};
@@ -28,9 +28,6 @@ pub(super) async fn run(
     format: &str,
     data: Input,
 ) -> Result<Response, Exception> {
-    if !call.parameters.is_empty() {
-        return Err(Exception::new(NOT_IMPLEMENTED, "parameters in a streamed INSERT"));
-    }
     let (to_engine, pieces) = mpsc::channel(WAITING);
     let (statement, data_format) = (statement.to_owned(), format.to_owned());
     let engine =

@@ -3,6 +3,7 @@
 //! The engine is ClickHouse's code, so statements, formats, MergeTree, projections, constraints and deduplication are the
 //! real ones. Not there: users and quotas, Replicated tables, query_log, the native protocol.
 
+mod child;
 mod connection;
 mod error;
 mod ffi;
@@ -24,6 +25,7 @@ use std::time::{Duration, Instant};
 use runtime::Shutdown;
 use tokio::sync::Semaphore;
 
+pub use child::ClickHouseChild;
 pub use error::ClickHouseError;
 pub use probe::{ProbeError, probe, until_ready};
 pub use settings::{ClickHouseSettings, library_in};
@@ -61,7 +63,7 @@ pub async fn serve(settings: ClickHouseSettings, shutdown: Shutdown) -> Result<I
         engine,
         places: Arc::new(Semaphore::new(settings.concurrency)),
         password: settings.password.map(Arc::from),
-        receive_timeout: settings.receive_timeout,
+        patience: settings.patience,
     };
     let served = runtime::http::serve(listener, server::router(server), shutdown, settings.drain).await;
     if let Err(error) = &served {

@@ -1,4 +1,4 @@
-//! Asks a ClickHouse over HTTP whether it answers statements.
+//! Asks a ClickHouse over HTTP whether it serves.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -25,13 +25,13 @@ pub enum ProbeError {
     Refused(String),
 }
 
-/// Succeeds when `SELECT 1` does. (Where a password is set, use `/ping` instead: this asks without one.)
+/// Succeeds when `/ping` does, which the embedded one answers only once its data is open. Needs no password.
 ///
 /// # Errors
 /// Why it is not ready (yet).
 pub async fn probe(address: SocketAddr) -> Result<(), ProbeError> {
     let answer = tokio::time::timeout(LIMIT, ask(address)).await.map_err(|_| ProbeError::Silent)??;
-    if answer.starts_with("HTTP/1.1 200") && answer.ends_with("\n1\n") {
+    if answer.starts_with("HTTP/1.1 200") && answer.ends_with("\nOk.\n") {
         return Ok(());
     }
     Err(ProbeError::Refused(answer.lines().next().unwrap_or_default().to_owned()))
@@ -54,7 +54,7 @@ pub async fn until_ready(address: SocketAddr, limit: Duration) -> Result<(), Pro
 
 async fn ask(address: SocketAddr) -> Result<String, ProbeError> {
     let mut socket = TcpStream::connect(address).await?;
-    let request = format!("GET /?query=SELECT%201 HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET /ping HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     socket.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     socket.take(MOST).read_to_end(&mut answer).await?;

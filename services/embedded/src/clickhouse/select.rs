@@ -47,7 +47,23 @@ enum Outcome {
     Sent,
 }
 
-type Piece = Result<Bytes, Exception>;
+/// `None` is the end of the answer. A channel that closes without it is no end: the engine's thread broke, or gave up.
+type Piece = Result<Option<Bytes>, Exception>;
+
+/// From the engine's thread to the client.
+struct Outlet {
+    sender: mpsc::Sender<Piece>,
+    patience: Duration,
+}
+
+impl Outlet {
+    /// False if the client is gone, or has read nothing for so long that its place is better given to another. On a
+    /// thread that may block.
+    fn send(&self, piece: Piece) -> bool {
+        let sent = async { tokio::time::timeout(self.patience, self.sender.send(piece)).await };
+        matches!(tokio::runtime::Handle::current().block_on(sent), Ok(Ok(())))
+    }
+}
 
 /// Runs the SELECT.
 pub(super) async fn run(server: &Server, call: &Call, sql: Vec<u8>, format: String) -> Result<Response, Exception> {
@@ -58,8 +74,9 @@ pub(super) async fn run(server: &Server, call: &Call, sql: Vec<u8>, format: Stri
         return server.on_connection(&call.session, work).await.map(|result| whole(call, &format, result));
     }
     let (to_client, mut pieces) = mpsc::channel(WAITING);
-    let has_header = format == WITH_NAMES_AND_TYPES;
+    let (has_header, patience) = (format == WITH_NAMES_AND_TYPES, server.patience);
     let mut engine = Box::pin(server.on_connection(&call.session, move |connection| {
+        let to_client = Outlet { sender: to_client, patience };
         fetch_all(connection, &sql, &default_format, &parameters, has_header, &to_client)
     }));
     // Once a piece has come the engine's thread goes on by itself, until the end or until nobody receives any more.
@@ -82,7 +99,7 @@ fn fetch_all(
     format: &str,
     parameters: &[Parameter],
     has_header: bool,
-    to_client: &mpsc::Sender<Piece>,
+    to_client: &Outlet,
 ) -> Result<Outcome, Exception> {
     let mut select = connection.select(sql, format, parameters)?;
     let Some(first) = select.next()? else { return Ok(Outcome::Whole(None)) };
@@ -94,17 +111,12 @@ fn fetch_all(
         let skipped = if piece.as_ref().starts_with(&header) { header.len() } else { 0 };
         Bytes::from_owner(piece).slice(skipped..)
     };
-    let mut next = Some(Ok(rest(second)));
-    if to_client.blocking_send(Ok(Bytes::from_owner(first))).is_err() {
-        return Ok(Outcome::Sent);
-    }
-    while let Some(piece) = next {
-        let failed = piece.is_err();
-        // Nobody receives any more: dropping `select` cancels it.
-        if to_client.blocking_send(piece).is_err() || failed {
-            break;
-        }
-        next = select.next().map(|piece| piece.map(rest)).transpose();
+    let mut more = to_client.send(Ok(Some(Bytes::from_owner(first)))) && to_client.send(Ok(Some(rest(second))));
+    while more {
+        let piece = select.next().map(|piece| piece.map(rest));
+        let last = !matches!(piece, Ok(Some(_)));
+        // Where nobody reads any more, dropping `select` cancels it.
+        more = to_client.send(piece) && !last;
     }
     Ok(Outcome::Sent)
 }
@@ -165,15 +177,17 @@ fn streamed(call: &Call, format: &str, first: Option<Piece>, pieces: mpsc::Recei
                 return None;
             }
             let piece = match first {
-                Some(piece) => piece,
-                None => pieces.recv().await?,
+                Some(piece) => Some(piece),
+                None => pieces.recv().await,
             };
             Some(match piece {
-                Ok(raw) => (Ok(pack(raw)), (None, pieces, Stage::Open)),
-                Err(exception) => {
+                Some(Ok(Some(raw))) => (Ok(pack(raw)), (None, pieces, Stage::Open)),
+                Some(Ok(None)) => return None,
+                Some(Err(exception)) => {
                     let written = pack(tagged(&exception, &tag).into());
                     (Ok(written), (None, pieces, Stage::Failed(exception.text)))
                 }
+                None => (Err(std::io::Error::other("the answer broke off")), (None, pieces, Stage::Done)),
             })
         }
     });

@@ -19,9 +19,9 @@ use super::request::{self, Call, Packing, Session};
 use super::statement::{Statement, classify};
 use super::{insert, select};
 
-/// A statement with its values, when they do not come as a streamed INSERT.
-const MAX_STATEMENT: usize = 256 << 20;
-const MAX_FORM: usize = 64 << 20;
+/// A statement with its values, when they do not come as a streamed INSERT: it lies in memory as a whole.
+const MAX_STATEMENT: usize = 64 << 20;
+const MAX_FORM: usize = 16 << 20;
 /// How long a request waits for a free place.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -32,8 +32,8 @@ pub(super) struct Server {
     /// As many statements run at once.
     pub(super) places: Arc<Semaphore>,
     pub(super) password: Option<Arc<str>>,
-    /// How long a body may pause.
-    pub(super) receive_timeout: Duration,
+    /// How long a client may pause while it sends a body or reads an answer.
+    pub(super) patience: Duration,
 }
 
 /// The routes.
@@ -57,9 +57,10 @@ impl Server {
     async fn answer(self, request: Request) -> Result<Response, Exception> {
         let (call, body) = request::read(request).await?;
         self.authenticate(&call)?;
-        let body = body.map(|body| Input::new(body, call.compressed_body, self.receive_timeout));
+        let body = body.map(|body| Input::new(body, call.compressed_body, self.patience));
         match (classify(&call.query), body) {
-            (Statement::Insert { statement, format }, Some(data)) => {
+            // The engine's insert stream takes no parameters; with some, the data is read like any statement's.
+            (Statement::Insert { statement, format }, Some(data)) if call.parameters.is_empty() => {
                 insert::run(&self, &call, statement, format, data).await
             }
             (_, body) => {

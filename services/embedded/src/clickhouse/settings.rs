@@ -17,10 +17,12 @@ pub struct ClickHouseSettings {
     pub password: Option<String>,
     /// How many statements run at once; more of them wait.
     pub concurrency: usize,
-    /// How long the body of an INSERT may pause before the insert is given up.
-    pub receive_timeout: Duration,
+    /// How long a client may pause while it sends an INSERT's body, or reads a result, before it is given up.
+    pub patience: Duration,
     /// How long open statements may take to end when the process is to stop.
     pub drain: Duration,
+    /// How long a child may take until it answers: 0.1 to 0.5 s, more when the 566 MB of the library come from a cold disk.
+    pub start_timeout: Duration,
 }
 
 impl ClickHouseSettings {
@@ -32,8 +34,9 @@ impl ClickHouseSettings {
             library: library.into(),
             password: None,
             concurrency: 64,
-            receive_timeout: Duration::from_secs(300),
-            drain: Duration::from_secs(4),
+            patience: Duration::from_secs(300),
+            drain: Duration::from_secs(2),
+            start_timeout: Duration::from_secs(90),
         }
     }
 }
@@ -46,8 +49,9 @@ impl std::fmt::Debug for ClickHouseSettings {
             .field("library", &self.library)
             .field("password", &self.password.as_ref().map(|_| "***"))
             .field("concurrency", &self.concurrency)
-            .field("receive_timeout", &self.receive_timeout)
+            .field("patience", &self.patience)
             .field("drain", &self.drain)
+            .field("start_timeout", &self.start_timeout)
             .finish()
     }
 }

@@ -11,53 +11,68 @@ pub(super) enum Statement<'a> {
     Other,
 }
 
+/// What makes an INSERT more than a statement with its data in the body.
+const WITH_OWN_ROWS: &[&str] = &["select", "with", "values", "input", "infile"];
+/// What makes a SELECT more than rows: a file on the server, a write, a row that belongs to no piece.
+const MORE_THAN_ROWS: &[&str] = &["outfile", "insert", "totals"];
+
 /// Looks at a statement. What is not understood is [`Statement::Other`], which is always right, only less economical.
+/// Keeps nothing of it: a statement with its values may be large.
 pub(super) fn classify(sql: &str) -> Statement<'_> {
-    let words = bare_words(sql);
-    let is = |at: usize, word: &str| words.get(at).is_some_and(|(_, w)| w.eq_ignore_ascii_case(word));
-    let has = |word: &str| words.iter().any(|(_, w)| w.eq_ignore_ascii_case(word));
+    let is = |word: &str, other: &str| word.eq_ignore_ascii_case(other);
+    let mut words = bare_words(sql);
+    let first = words.next().map_or("", |(_, word)| word);
+    let inserts = is(first, "insert");
+    if !inserts && !is(first, "select") && !is(first, "with") {
+        return Statement::Other;
+    }
+    let refused = if inserts { WITH_OWN_ROWS } else { MORE_THAN_ROWS };
+    let (mut before, mut last, mut has_format) = (None, None, false);
+    for (at, word) in words {
+        if refused.iter().any(|other| is(word, other)) {
+            return Statement::Other;
+        }
+        has_format |= is(word, "format");
+        (before, last) = (last, Some((at, word)));
+    }
     // `FORMAT X` as the last two words, with nothing but white space or a semicolon after them.
-    let format = words.len().checked_sub(2).filter(|&at| is(at, "format")).and_then(|at| {
-        let ((start, _), (name_start, name)) = (words[at], words[at + 1]);
-        let after = sql[name_start + name.len()..].trim();
+    let format = before.zip(last).filter(|((_, word), _)| is(word, "format")).and_then(|((start, _), (at, name))| {
+        let after = sql[at + name.len()..].trim();
         (after.is_empty() || after == ";").then_some((start, name))
     });
-    if is(0, "insert") {
-        let embedded = ["select", "with", "values", "input", "infile"].into_iter().any(has);
-        return match format {
-            Some((start, format)) if !embedded => Statement::Insert { statement: &sql[..start], format },
-            _ => Statement::Other,
-        };
+    match format {
+        Some((start, format)) if inserts => Statement::Insert { statement: &sql[..start], format },
+        Some((_, format)) => Statement::Select { format: Some(format) },
+        None if inserts || has_format => Statement::Other,
+        None => Statement::Select { format: None },
     }
-    if (is(0, "select") || is(0, "with")) && !has("outfile") && !has("insert") {
-        return match format {
-            Some((_, format)) => Statement::Select { format: Some(format) },
-            None if has("format") => Statement::Other,
-            None => Statement::Select { format: None },
-        };
-    }
-    Statement::Other
 }
 
 /// The words outside of quotes and comments, with where they begin.
-fn bare_words(sql: &str) -> Vec<(usize, &str)> {
-    let bytes = sql.as_bytes();
-    let (mut words, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let rest = &sql.as_bytes()[at..];
-        at += match rest {
-            [quote @ (b'\'' | b'"' | b'`'), ..] => quoted(rest, *quote),
-            [b'-', b'-', ..] | [b'#', b' ' | b'!', ..] => until(rest, b"\n"),
-            [b'/', b'*', ..] => until(rest, b"*/"),
-            [c, ..] if c.is_ascii_alphanumeric() || *c == b'_' => {
-                let length = rest.iter().take_while(|c| c.is_ascii_alphanumeric() || **c == b'_').count();
-                words.push((at, &sql[at..at + length]));
-                length
-            }
-            _ => 1,
-        };
-    }
-    words
+fn bare_words(sql: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        while at < sql.len() {
+            let rest = &sql.as_bytes()[at..];
+            at += match rest {
+                [quote @ (b'\'' | b'"' | b'`'), ..] => quoted(rest, *quote),
+                [b'-', b'-', ..] | [b'#', b' ' | b'!', ..] => until(rest, b"\n"),
+                [b'/', b'*', ..] => until(rest, b"*/"),
+                [c, ..] if is_word(*c) => {
+                    let length = rest.iter().take_while(|c| is_word(**c)).count();
+                    let start = at;
+                    at += length;
+                    return Some((start, &sql[start..at]));
+                }
+                _ => 1,
+            };
+        }
+        None
+    })
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
 }
 
 /// The length of a quoted piece; a quote inside it is doubled or has a backslash before it.
@@ -121,6 +136,7 @@ mod tests {
         assert_eq!(classify("SELECT 'it''s \\' format' AS a"), Statement::Select { format: None });
         assert_eq!(classify("SELECT 1 FORMAT CSV SETTINGS x=1"), Statement::Other);
         assert_eq!(classify("SELECT 1 INTO OUTFILE 'x'"), Statement::Other);
+        assert_eq!(classify("SELECT a, count() FROM t GROUP BY a WITH TOTALS FORMAT CSV"), Statement::Other);
         assert_eq!(classify("CREATE VIEW v AS SELECT 1"), Statement::Other);
         assert_eq!(classify("SELECT 'unclosed \\"), Statement::Select { format: None });
         assert_eq!(classify("é SELECT"), Statement::Select { format: None });

@@ -9,7 +9,7 @@ use super::probe::ProbeError;
 #[derive(Debug, thiserror::Error)]
 pub enum KafkaError {
     /// The jars are not there.
-    #[error("Kafka's jars are not in {0}: run deploy/local/kafka.sh (it needs a JDK and Maven)")]
+    #[error("Kafka's jars are not in {0}: run make setup (deploy/local/kafka.sh; it needs a JDK and Maven)")]
     JarsMissing(PathBuf),
     /// Java cannot be run.
     #[error("cannot run {java}: {source}; install Java 17 or newer (e.g. default-jre-headless) or set JAVA_HOME")]

@@ -7,7 +7,6 @@ mod settings;
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -17,7 +16,7 @@ pub use prepare::{Launch, prepare};
 pub use probe::{ProbeError, probe};
 pub use settings::KafkaSettings;
 
-use crate::process::{Lifetime, Process};
+use crate::process::{self, Lifetime, Process};
 
 /// How often a starting broker is asked.
 const POLL: Duration = Duration::from_millis(50);
@@ -45,7 +44,7 @@ impl KafkaChild {
                 Err(last) => last,
             };
             if let Some(status) = child.process.exit_status() {
-                let how = describe(status);
+                let how = process::describe(status);
                 return Err(KafkaError::Died { how, log: launch.log.clone(), tail: last_words(&launch) });
             }
             if began.elapsed() >= settings.start_timeout {
@@ -106,14 +105,7 @@ fn spawn(settings: &KafkaSettings, launch: &Launch) -> Result<Process, KafkaErro
     Process::spawn(command, lifetime).map_err(|source| KafkaError::NoJava { java: launch.program.clone(), source })
 }
 
-fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("ended with code {code}"),
-        (None, signal) => format!("was killed by signal {}", signal.unwrap_or_default()),
-    }
-}
-
 fn last_words(launch: &Launch) -> String {
-    let end = |path: &Path| std::fs::read(path).map(|text| prepare::tail(&text, 12)).unwrap_or_default();
+    let end = |path: &Path| std::fs::read(path).map(|text| process::tail(&text, 12)).unwrap_or_default();
     end(&launch.log) + &end(&launch.folder.join(OUTPUT))
 }

@@ -3,18 +3,15 @@
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use super::{KafkaError, KafkaSettings};
+use crate::{port, process};
 
 const TEMPLATE: &str = include_str!("server.properties");
 const LOG4J: &str = include_str!("log4j2.xml");
-
-/// How long a port may stay taken by a broker that was just killed.
-const PORT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The command line that runs the broker in the foreground, for whoever supervises it.
 #[derive(Debug, Clone)]
@@ -62,10 +59,11 @@ fn blocking(settings: &KafkaSettings) -> Result<Launch, KafkaError> {
     std::fs::create_dir_all(&settings.data_dir).map_err(KafkaError::file(&settings.data_dir))?;
     let folder = std::path::absolute(&settings.data_dir).map_err(KafkaError::file(&settings.data_dir))?;
 
+    let free = |address| port::until_free(address).map_err(|error| taken(address, error));
     free(settings.listen)?;
     let controller = match settings.controller {
         Some(address) => free(address).map(|()| address)?,
-        None => free_port().map_err(KafkaError::file(&folder))?,
+        None => port::any_free().map_err(KafkaError::file(&folder))?,
     };
     write(&folder.join("log4j2.xml"), LOG4J)?;
     write(&folder.join("server.properties"), &properties(settings, controller, "log"))?;
@@ -76,7 +74,7 @@ fn blocking(settings: &KafkaSettings) -> Result<Launch, KafkaError> {
         log: folder.join("kafka.log"),
         folder: folder.clone(),
     };
-    if !folder.join("log").exists() {
+    if is_empty(&folder.join("log")) {
         format(settings, controller, &lib, &version, &folder)?;
     }
     Ok(launch)
@@ -115,27 +113,11 @@ fn java_version(java: &Path) -> Result<String, KafkaError> {
     }
 }
 
-/// Waits until `address` can be listened on: a broker that was just killed gives its port back a moment later.
-fn free(address: SocketAddr) -> Result<(), KafkaError> {
-    let began = Instant::now();
-    loop {
-        match TcpListener::bind(address) {
-            Ok(_) => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                // Whatever accepts connections there is alive and will not go away by itself.
-                let answers = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok();
-                if answers || began.elapsed() > PORT_PATIENCE {
-                    return Err(KafkaError::PortTaken(address));
-                }
-                std::thread::park_timeout(Duration::from_millis(50));
-            }
-            Err(source) => return Err(KafkaError::File { path: address.to_string().into(), source }),
-        }
+fn taken(address: SocketAddr, source: std::io::Error) -> KafkaError {
+    if source.kind() == ErrorKind::AddrInUse {
+        return KafkaError::PortTaken(address);
     }
-}
-
-fn free_port() -> std::io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+    KafkaError::File { path: address.to_string().into(), source }
 }
 
 fn properties(settings: &KafkaSettings, controller: SocketAddr, log: &str) -> String {
@@ -185,6 +167,14 @@ fn joined(before: &str, path: &Path, after: &str) -> OsString {
     whole
 }
 
+/// True if there is nothing yet. What is there is never made anew: it may be data.
+fn is_empty(store: &Path) -> bool {
+    match std::fs::read_dir(store) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
 /// Makes the empty store beside its place and renames it, so that it is there whole or not at all.
 fn format(
     settings: &KafkaSettings,
@@ -203,10 +193,12 @@ fn format(
     let rest = ["format", "--cluster-id", &id, "--config", config];
     let mut command = Command::new(&settings.java);
     command.args(arguments(settings, lib, version, "kafka.tools.StorageTool", &rest)).current_dir(folder);
+    // One that outlived us would write into what the next start makes.
+    process::die_with_parent(&mut command);
     let output = command.output().map_err(|source| KafkaError::NoJava { java: settings.java.clone(), source })?;
     if !output.status.success() || !new.join("meta.properties").exists() {
         let said = [output.stdout, output.stderr].concat();
-        return Err(KafkaError::Format { folder: folder.to_owned(), output: tail(&said, 15) });
+        return Err(KafkaError::Format { folder: folder.to_owned(), output: process::tail(&said, 15) });
     }
     let _ = std::fs::remove_file(folder.join(config));
     std::fs::rename(&new, folder.join("log")).map_err(KafkaError::file(folder.join("log")))
@@ -241,13 +233,6 @@ fn write(path: &Path, text: &str) -> Result<(), KafkaError> {
     std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, path)).map_err(KafkaError::file(path))
 }
 
-/// The last `count` lines, indented.
-pub(crate) fn tail(text: &[u8], count: usize) -> String {
-    let text = String::from_utf8_lossy(text);
-    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(count)..].iter().map(|line| format!("    {line}\n")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,7 +249,7 @@ mod tests {
     async fn missing_parts_are_named() {
         let folder = tempfile::tempdir().unwrap();
         let mut settings = KafkaSettings::new(folder.path().join("data"), folder.path(), 1);
-        assert!(prepare(&settings).await.unwrap_err().to_string().contains("run deploy/local/kafka.sh"));
+        assert!(prepare(&settings).await.unwrap_err().to_string().contains("run make setup (deploy/local/kafka.sh"));
         std::fs::create_dir_all(folder.path().join("kafka/lib")).unwrap();
         std::fs::write(folder.path().join("kafka/lib/kafka_2.13-0.jar"), "").unwrap();
         settings.java = "/nowhere/java".into();
@@ -273,14 +258,5 @@ mod tests {
         assert!(matches!(prepare(&settings).await, Err(KafkaError::OldJava { .. })));
         settings.listen = "0.0.0.0:9092".parse().unwrap();
         assert!(matches!(prepare(&settings).await, Err(KafkaError::Settings(_))));
-    }
-
-    #[test]
-    fn a_taken_port_is_named() {
-        let holder = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = holder.local_addr().unwrap();
-        assert!(matches!(free(address), Err(KafkaError::PortTaken(taken)) if taken == address));
-        drop(holder);
-        free(address).unwrap();
     }
 }

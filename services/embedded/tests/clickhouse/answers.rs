@@ -114,6 +114,18 @@ async fn no_request_sees_the_settings_of_another() {
         }
     };
     join_all((1..60).map(asked)).await;
+    for database in ["one", "two"] {
+        engine.execute(&format!("CREATE DATABASE {database}")).await;
+    }
+    let at_home = |i: usize| {
+        let database = ["default", "one", "two"][i % 3];
+        let client = engine.client().with_database(database);
+        async move {
+            let got: String = client.query("SELECT currentDatabase()").fetch_one().await.unwrap();
+            assert_eq!(got, database);
+        }
+    };
+    join_all((0..60).map(at_home)).await;
     let began = std::time::Instant::now();
     let client = engine.client();
     join_all((0..8).map(|_| client.query("SELECT sleep(1)").fetch_one::<u8>()))

@@ -2,11 +2,11 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use clickhouse::Client;
-use embedded::clickhouse::{ClickHouseSettings, library_in, serve, until_ready};
+use embedded::clickhouse::{ClickHouseChild, ClickHouseSettings, library_in, serve};
 use runtime::Shutdown;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -19,8 +19,13 @@ pub(crate) fn library() -> PathBuf {
     let tools = std::env::var_os("TOLLGATE_TOOLS")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools"), PathBuf::from);
     let library = library_in(&tools);
-    assert!(library.exists(), "{} is missing: run deploy/local/clickhouse.sh", library.display());
+    assert!(library.exists(), "{} is missing: run make setup", library.display());
     library
+}
+
+pub(crate) fn settings(data: &Path) -> ClickHouseSettings {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    ClickHouseSettings::new(data, library(), port)
 }
 
 /// Not a test: what the server process runs.
@@ -28,67 +33,66 @@ pub(crate) fn library() -> PathBuf {
 #[ignore = "the server process of the other tests"]
 fn server_process() {
     let port = std::env::var(PORT).unwrap().parse().unwrap();
-    let settings = ClickHouseSettings::new(std::env::var(DATA).unwrap(), library(), port);
+    let mut settings = ClickHouseSettings::new(std::env::var(DATA).unwrap(), library(), port);
+    settings.patience = Duration::from_secs(3);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let served = runtime.block_on(async { serve(settings, Shutdown::from_signals().unwrap()).await });
     eprintln!("{}", served.unwrap_err());
     std::process::abort();
 }
 
+/// This test binary, as a server with these settings.
+pub(crate) fn command(settings: &ClickHouseSettings) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--ignored", "--exact", "engine::server_process", "--nocapture"])
+        .env(DATA, &settings.data_dir)
+        .env(PORT, settings.listen.port().to_string());
+    command
+}
+
 /// A data folder and the server on it. Killed when dropped.
 pub(crate) struct Engine {
-    pub(crate) folder: TempDir,
-    pub(crate) address: SocketAddr,
-    pub(crate) process: Child,
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-pub(crate) fn process(data: &Path, port: u16) -> Child {
-    Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "engine::server_process", "--nocapture"])
-        .env(DATA, data)
-        .env(PORT, port.to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
+    pub(crate) settings: ClickHouseSettings,
+    child: Option<ClickHouseChild>,
+    // Last: it goes after the process that writes into it.
+    _folder: TempDir,
 }
 
 impl Engine {
     pub(crate) async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let process = process(folder.path(), port);
-        let engine = Self { folder, address: ([127, 0, 0, 1], port).into(), process };
-        engine.ready().await;
+        let mut engine = Self { settings: settings(&folder.path().join("data")), child: None, _folder: folder };
+        engine.start_again().await;
         engine
     }
 
-    async fn ready(&self) {
-        until_ready(self.address, Duration::from_secs(60)).await.unwrap();
+    /// A new process on the same data.
+    pub(crate) async fn start_again(&mut self) {
+        self.child = Some(ClickHouseChild::start(&self.settings, command(&self.settings)).await.unwrap());
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().pid()
+    }
+
+    /// True if it ended by itself in time.
+    pub(crate) async fn stop(&mut self, grace: Duration) -> bool {
+        self.child.take().unwrap().stop(grace).await
     }
 
     /// kill -9, and a new process on the same data.
     pub(crate) async fn crash_and_restart(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        self.process = process(self.folder.path(), self.address.port());
-        self.ready().await;
+        self.child.take().unwrap().kill().await;
+        self.start_again().await;
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.settings.listen
     }
 
     pub(crate) fn client(&self) -> Client {
-        Client::default().with_url(format!("http://{}", self.address))
+        Client::default().with_url(self.child.as_ref().unwrap().url())
     }
 
     pub(crate) async fn execute(&self, sql: &str) {
@@ -101,7 +105,7 @@ impl Engine {
 
     /// A request as it is on the wire; the whole answer.
     pub(crate) async fn raw(&self, request: &[u8]) -> String {
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
+        let mut socket = TcpStream::connect(self.address()).await.unwrap();
         socket.write_all(request).await.unwrap();
         let mut answer = Vec::new();
         socket.read_to_end(&mut answer).await.unwrap();

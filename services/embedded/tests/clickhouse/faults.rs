@@ -1,13 +1,13 @@
 //! Clients that vanish, a process that is killed, a folder that is taken: nothing half done is kept.
 
-use std::io::Read as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt as _;
+use embedded::clickhouse::{ClickHouseChild, ClickHouseError};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::engine::{Engine, free_port, process};
+use crate::engine::{Engine, command, settings};
 use crate::inserts::{LATER, TABLE, as_fold, counts, put};
 
 const LINE: &str = "{\"partition\":1,\"tenant\":\"a\",\"tokens\":1,\"insert_before\":\"2090-01-01 00:00:00.000\"}\n";
@@ -35,7 +35,7 @@ async fn a_client_that_vanishes_inserts_nothing() {
         format!("content-length: {}\r\n\r\n", lines.len() + 1),
         format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n", lines.len()),
     ] {
-        let mut socket = TcpStream::connect(engine.address).await.unwrap();
+        let mut socket = TcpStream::connect(engine.address()).await.unwrap();
         let request = format!("POST {INSERT} HTTP/1.1\r\nhost: x\r\n{head}{lines}");
         socket.write_all(request.as_bytes()).await.unwrap();
         drop(socket);
@@ -71,7 +71,7 @@ async fn what_was_acknowledged_outlives_a_kill_and_nothing_is_torn() {
     for round in 0..3 {
         // Killed in the middle of a run of inserts, after a few more of them each time.
         let client = engine.client();
-        let pid = engine.process.id().to_string();
+        let pid = engine.pid().to_string();
         let inserts = async {
             for i in 0.. {
                 if put(as_fold(client.clone(), &format!("{round}/{i}")), counts(2_000, LATER)).await.is_err() {
@@ -100,31 +100,90 @@ async fn what_was_acknowledged_outlives_a_kill_and_nothing_is_torn() {
 }
 
 #[tokio::test]
-async fn a_term_signal_ends_it_cleanly_and_soon() {
-    let mut engine = Engine::start().await;
+async fn a_body_that_breaks_in_the_middle_inserts_nothing() {
+    let engine = Engine::start().await;
     engine.execute(TABLE).await;
-    put(as_fold(engine.client(), "a"), counts(3, LATER)).await.unwrap();
-    let began = Instant::now();
-    assert!(Command::new("kill").arg(engine.process.id().to_string()).status().unwrap().success());
-    let status = engine.process.wait().unwrap();
-    assert!(status.success() && began.elapsed() < Duration::from_secs(8), "{status} after {:?}", began.elapsed());
-    engine.process = process(engine.folder.path(), engine.address.port());
-    embedded::clickhouse::until_ready(engine.address, Duration::from_secs(60)).await.unwrap();
-    assert_eq!(engine.number("SELECT toUInt64(count()) FROM counts").await, 3);
+    let lines = LINE.repeat(5_000);
+    // Rows that end in nonsense; a compressed block that is none.
+    let broken = engine.post(INSERT, "", &format!("{lines}{{\"partition\":")).await;
+    assert!(broken.starts_with("HTTP/1.1 4") || broken.starts_with("HTTP/1.1 5"), "{broken}");
+    assert!(broken.contains("x-clickhouse-exception-code: "), "{broken}");
+    let broken = engine.post(&format!("{INSERT}&decompress=1"), "", &lines).await;
+    assert!(broken.contains("x-clickhouse-exception-code: "), "{broken}");
+    // A client that stops sending, but stays: it is told so, and its place is free again.
+    let mut socket = TcpStream::connect(engine.address()).await.unwrap();
+    let head =
+        format!("POST {INSERT} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 9999999\r\n\r\n{lines}");
+    socket.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("x-clickhouse-exception-code: 209"), "{answer}");
+    idle(&engine).await;
+    assert_eq!(engine.number("SELECT toUInt64(count()) FROM counts").await, 0);
 }
 
 #[tokio::test]
-async fn a_second_process_on_the_same_data_is_refused_with_words() {
+async fn a_reader_that_stalls_is_given_up_and_cannot_take_the_rest_for_the_whole() {
     let engine = Engine::start().await;
-    let mut second = process(engine.folder.path(), free_port());
-    let mut said = String::new();
-    second.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    second.wait().unwrap();
-    assert!(said.contains("If another process has it open"), "{said}");
-    let mut third = process(tempfile::tempdir().unwrap().path(), engine.address.port());
-    said.clear();
-    third.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-    third.wait().unwrap();
-    assert!(said.contains("cannot listen on"), "{said}");
+    let sql = "SELECT number FROM numbers(100000000)";
+    let mut socket = TcpStream::connect(engine.address()).await.unwrap();
+    let request =
+        format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{sql}", sql.len());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    // Until the statement has ended, because nobody reads.
+    let mut first = [0; 1];
+    socket.read_exact(&mut first).await.unwrap();
+    idle(&engine).await;
+    let (mut rest, mut end) = (Vec::new(), Vec::new());
+    let read = socket.read_to_end(&mut rest).await;
+    end.extend_from_slice(&rest[rest.len().saturating_sub(5)..]);
+    assert!(read.is_err() || end != b"0\r\n\r\n", "the last chunk of a whole answer");
+}
+
+#[tokio::test]
+async fn a_term_signal_ends_it_cleanly_and_soon_whatever_is_open() {
+    let mut engine = Engine::start().await;
+    engine.execute(TABLE).await;
+    let client = engine.client();
+    put(as_fold(client.clone(), "a"), counts(3, LATER)).await.unwrap();
+    // Half an insert, and a statement that never ends.
+    let mut half = TcpStream::connect(engine.address()).await.unwrap();
+    let lines = LINE.repeat(1_000);
+    let head = format!("POST {INSERT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{lines}", lines.len() + 1);
+    half.write_all(head.as_bytes()).await.unwrap();
+    let mut endless = TcpStream::connect(engine.address()).await.unwrap();
+    let get = "GET /?query=SELECT%20count()%20FROM%20system.numbers HTTP/1.1\r\nhost: x\r\n\r\n";
+    endless.write_all(get.as_bytes()).await.unwrap();
+    let running =
+        "SELECT toUInt64(count()) FROM system.processes WHERE query LIKE '%system.numbers' OR query LIKE 'INSERT%'";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while engine.number(running).await < 2 {
+        assert!(Instant::now() < deadline, "they do not run");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(engine.stop(Duration::from_secs(6)).await, "a clean stop");
+    engine.start_again().await;
+    assert_eq!(engine.number("SELECT toUInt64(count()) FROM counts").await, 3);
+    drop((half, endless, client));
+}
+
+#[tokio::test]
+async fn what_keeps_it_from_starting_is_said() {
+    let engine = Engine::start().await;
+    let same_data = settings(&engine.settings.data_dir);
+    let said = ClickHouseChild::start(&same_data, command(&same_data)).await.unwrap_err().to_string();
+    assert!(said.contains("If another process has it open") && said.contains("server.log"), "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let mut same_port = settings(folder.path());
+    same_port.listen = engine.address();
+    let refused = ClickHouseChild::start(&same_port, command(&same_port)).await.unwrap_err();
+    assert!(matches!(refused, ClickHouseError::PortTaken(taken) if taken == engine.address()), "{refused}");
+    let mut no_library = settings(folder.path());
+    no_library.library = folder.path().join("libchdb.so");
+    let refused = ClickHouseChild::start(&no_library, command(&no_library)).await.unwrap_err().to_string();
+    assert!(refused.contains("make setup"), "{refused}");
+    let no_program = settings(folder.path());
+    let refused = ClickHouseChild::start(&no_program, no_program.command("/nowhere/tollgate")).await.unwrap_err();
+    assert!(matches!(refused, ClickHouseError::Program { .. }), "{refused}");
     assert_eq!(engine.number("SELECT toUInt64(1)").await, 1);
 }

@@ -112,6 +112,14 @@ async fn parameters_arrive_as_they_were_given() {
         let got: String = client.query("SELECT ?").bind(text).fetch_one().await.unwrap();
         assert_eq!(got, text);
     }
+    // From the URL too, also beside data; ClickHouse's own escapes mean what they mean there.
+    engine.execute("CREATE TABLE named (a String) ENGINE = MergeTree ORDER BY a").await;
+    let insert = "/?param_t=named&async_insert=0&query=INSERT%20INTO%20%7Bt:Identifier%7D%20FORMAT%20CSV";
+    let answer = engine.post(insert, "", "\"a,b\"\nc\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(engine.number("SELECT toUInt64(count()) FROM named WHERE a IN ('a,b', 'c')").await, 2);
+    let answer = engine.post("/?param_a=x%5Cty&query=SELECT%20hex(%7Ba:String%7D)", "", "").await;
+    assert!(answer.ends_with("\r\n\r\n780979\n"), "{answer}");
     let sum = engine.client().query("SELECT {a:UInt64} + {b:Int64}").param("a", 40_u64).param("b", 2_i64);
     assert_eq!(sum.fetch_one::<i64>().await.unwrap(), 42);
     let of = engine.client().query("SELECT toUInt64(count()) FROM numbers(10) WHERE number IN {list:Array(UInt64)}");

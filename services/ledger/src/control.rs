@@ -268,19 +268,36 @@ impl ControlState {
         self.documents.iter().filter_map(|((_, id), versioned)| Some((id.as_str(), versioned.document.as_ref()?)))
     }
 
-    /// Applies a write, and gives the revision after it. What is rejected changes nothing.
-    pub fn apply(&mut self, write: &Write) -> Result<u64, Rejected> {
+    /// Every document with its kind, id and revision, those deleted (absent) too: all that a state is, to be stored.
+    pub fn entries(&self) -> impl Iterator<Item = (Kind, &str, u64, Option<&Document>)> {
+        self.documents.iter().map(|((kind, id), v)| (*kind, id.as_str(), v.revision, v.document.as_ref()))
+    }
+
+    /// The state that these [`ControlState::entries`] were stored from.
+    pub fn restore(entries: impl IntoIterator<Item = (Kind, String, u64, Option<Document>)>) -> Self {
+        let versioned = |(kind, id, revision, document)| ((kind, id), Versioned { revision, document });
+        Self { documents: entries.into_iter().map(versioned).collect() }
+    }
+
+    /// The revision that a write would lead to, or why it would be rejected. Changes nothing.
+    pub fn check(&self, write: &Write) -> Result<u64, Rejected> {
         let found = self.revision(write.kind, &write.id);
         if write.expected_revision != found {
             return Err(Rejected::Conflict { expected: write.expected_revision, found });
         }
         match &write.document {
-            Some(document) => self.check(write, document)?,
+            Some(document) => self.check_document(write, document)?,
             None => self.check_unused(write)?,
         }
-        let versioned = Versioned { revision: found + 1, document: write.document.clone() };
-        self.documents.insert((write.kind, write.id.clone()), versioned);
         Ok(found + 1)
+    }
+
+    /// Applies a write, and gives the revision after it. What is rejected changes nothing.
+    pub fn apply(&mut self, write: &Write) -> Result<u64, Rejected> {
+        let revision = self.check(write)?;
+        let versioned = Versioned { revision, document: write.document.clone() };
+        self.documents.insert((write.kind, write.id.clone()), versioned);
+        Ok(revision)
     }
 
     /// The price book of all prices that are there.
@@ -294,7 +311,7 @@ impl ControlState {
         Ok(book)
     }
 
-    fn check(&self, write: &Write, document: &Document) -> Result<(), Rejected> {
+    fn check_document(&self, write: &Write, document: &Document) -> Result<(), Rejected> {
         if document.kind() != write.kind {
             return Err(Rejected::OtherKind(write.kind));
         }
@@ -448,6 +465,8 @@ mod tests {
                     Ok(revision) => { taken += 1; prop_assert_eq!(revision, taken); }
                     Err(_) => prop_assert_eq!(&state, &before),
                 }
+                let entries = state.entries().map(|(kind, id, revision, d)| (kind, id.to_owned(), revision, d.cloned()));
+                prop_assert_eq!(&ControlState::restore(entries), &state);
             }
         }
     }

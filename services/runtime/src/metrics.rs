@@ -1,9 +1,7 @@
 //! The names of every metric in the product, in one list, and the registry of a process.
 
-use prometheus::{
-    Encoder as _, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-};
-pub use prometheus::{Error, Histogram, HistogramVec};
+use prometheus::{Encoder as _, HistogramOpts, Opts, Registry, TextEncoder};
+pub use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -53,6 +51,9 @@ names! {
     ControlOffset = "tollgate_control_offset", "The next offset of the control log that this process will apply.";
     ControlRefused = "tollgate_control_refused_total", "Records of the control log that were not applied, by reason.";
     ControlStale = "tollgate_control_snapshot_age_seconds", "How old the state is that this process works from.";
+    ControlSnapshotErrors = "tollgate_control_snapshot_errors_total", "Durable snapshots of the control log that could not be stored. An alarm.";
+    BalancesSnapshotErrors = "tollgate_balances_snapshot_errors_total", "Durable snapshots of the balances that could not be stored. An alarm.";
+    BalancesRead = "tollgate_balances_read_total", "Records of the balances topic by what became of them: taken, older, undecodable.";
     // spool and shipper
     SpoolRecords = "tollgate_spool_records_total", "Records appended to the spool, by topic.";
     SpoolBytes = "tollgate_spool_bytes", "Bytes of the spool's segments on disk.";

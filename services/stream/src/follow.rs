@@ -1,0 +1,92 @@
+//! Following a topic from an offset on, outside of any consumer group: the consumer, its place, and what its errors mean.
+
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use thiserror::Error;
+
+use crate::kafka::KafkaSettings;
+
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(5);
+
+/// How long a consumer that has read everything waits for more before it looks whether it should stop.
+pub(crate) const TICK: Duration = Duration::from_millis(100);
+
+/// How long to wait before the broker is tried again.
+pub(crate) const AGAIN: Duration = Duration::from_millis(250);
+
+/// Kafka does not answer now, or not yet. Worth another try.
+#[derive(Debug, Error)]
+#[error("{topic}: {source}")]
+pub(crate) struct Away {
+    topic: &'static str,
+    source: KafkaError,
+}
+
+impl Away {
+    /// What makes any error of Kafka into this one.
+    pub(crate) fn from(topic: &'static str) -> impl Fn(KafkaError) -> Self {
+        move |source| Self { topic, source }
+    }
+}
+
+/// A consumer that reads what it is told to and never commits. It is a member of no group: the name of one is only asked
+/// for by the library.
+pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<BaseConsumer, KafkaError> {
+    settings
+        .client(role)
+        .set("group.id", format!("tollgate-{role}"))
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "error")
+        .set("isolation.level", "read_committed")
+        .set("check.crcs", "true")
+        .set("enable.partition.eof", "true")
+        .set("fetch.queue.backoff.ms", "10")
+        .set("fetch.wait.max.ms", "100")
+        .create()
+}
+
+/// The first offset that a partition still holds, and the one after its last.
+pub(crate) fn bounds(
+    consumer: &BaseConsumer,
+    topic: &'static str,
+    partition: i32,
+) -> Result<std::ops::Range<i64>, Away> {
+    let (low, high) = consumer.fetch_watermarks(topic, partition, ASK).map_err(Away::from(topic))?;
+    Ok(low..high)
+}
+
+/// Begins to read the partitions at these offsets.
+pub(crate) fn assign(
+    consumer: &BaseConsumer,
+    topic: &'static str,
+    places: impl IntoIterator<Item = (i32, i64)>,
+) -> Result<(), Away> {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in places {
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).map_err(Away::from(topic))?;
+    }
+    consumer.assign(&list).map_err(Away::from(topic))
+}
+
+/// Says once that the broker is away, and once that it is back.
+#[derive(Debug, Default)]
+pub(crate) struct Outage(bool);
+
+impl Outage {
+    pub(crate) fn began(&mut self, away: &Away) {
+        if !std::mem::replace(&mut self.0, true) {
+            tracing::warn!(error = %away, "Kafka does not answer: going on with what is known until it does");
+        }
+    }
+
+    pub(crate) fn ended(&mut self, topic: &str) {
+        if std::mem::take(&mut self.0) {
+            tracing::info!(topic, "Kafka answers again");
+        }
+    }
+}

@@ -1,1 +1,13 @@
-//! The promises, end to end, on real components, with faults.
+//! The promises, end to end, on real components, with faults: what the tests in `tests/` are written with.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops at what it did not expect; its tools are part of it"
+)]
+
+pub mod client;
+pub mod figures;
+pub mod system;
+pub mod traffic;
+pub mod wait;

@@ -1,0 +1,333 @@
+//! A whole Tollgate on free ports: Apache Kafka, the ClickHouse engine, simulated vLLM, and each role as a process of its own
+//! that can be killed, stopped and started again.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use embedded::clickhouse::{ClickHouseChild, ClickHouseSettings, library_in};
+use embedded::kafka::{KafkaChild, KafkaSettings};
+use embedded::vllm::{Simulator, SimulatorSettings};
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::wait::until;
+
+/// The admin key of a system under test.
+pub const ADMIN: &str = "tg_admin_of_the_tests";
+
+/// How long a part may take until it is ready. A cold, busy machine needs a while.
+const START: Duration = Duration::from_secs(90);
+/// How long a part may take to stop cleanly.
+const STOP: Duration = Duration::from_secs(20);
+
+/// What runs as a process of Tollgate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// The inference path.
+    Gateway,
+    /// The log into ClickHouse.
+    Fold,
+    /// The API and the console.
+    Billing,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Gateway, Self::Fold, Self::Billing];
+
+    /// The subcommand.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Fold => "fold",
+            Self::Billing => "billing",
+        }
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").to_owned()
+}
+
+/// The binary that users start: `make test` and `make bench` build it before they start what needs it.
+pub fn binary() -> PathBuf {
+    // target/PROFILE/deps/this-test → target/PROFILE/tollgate
+    let this = std::env::current_exe().expect("this test's own path");
+    let profile = this.ancestors().nth(2).expect("the profile's folder");
+    let binary = profile.join("tollgate");
+    assert!(binary.exists(), "{} is not built: run cargo build --package tollgate", binary.display());
+    binary
+}
+
+/// Where `make setup` puts Kafka and the ClickHouse engine.
+fn tools() -> PathBuf {
+    let tools = root().join(".tools");
+    assert!(library_in(&tools).exists() && tools.join("kafka/lib").exists(), "no tools in .tools: run make setup");
+    tools
+}
+
+/// A running system. Dropping it kills every process of it.
+#[derive(Debug)]
+pub struct System {
+    dir: TempDir,
+    ports: BTreeMap<Role, u16>,
+    /// Settings as variables, for every role.
+    variables: BTreeMap<String, String>,
+    roles: BTreeMap<Role, Child>,
+    kafka_settings: KafkaSettings,
+    clickhouse_settings: ClickHouseSettings,
+    kafka: Option<KafkaChild>,
+    clickhouse: Option<ClickHouseChild>,
+    /// The simulated vLLM of each model, with what each knows of its requests.
+    pub simulators: BTreeMap<&'static str, Simulator>,
+    /// For the API and the gateway.
+    pub client: Client,
+}
+
+/// The models of a system under test.
+pub const MODELS: [&str; 2] = ["llama-3.1-8b", "mistral-7b"];
+
+impl System {
+    /// Kafka, ClickHouse and the simulators run; no role yet.
+    pub async fn parts(pace_us: u64) -> Self {
+        let dir = tempfile::Builder::new().prefix("tollgate-").tempdir().expect("a folder");
+        let tools = tools();
+        let kafka_settings = KafkaSettings::new(dir.path().join("kafka"), &tools, free_port());
+        let clickhouse_settings =
+            ClickHouseSettings::new(dir.path().join("clickhouse"), library_in(&tools), free_port());
+        let mut simulators = BTreeMap::new();
+        for model in MODELS {
+            let settings = SimulatorSettings {
+                listen: ([127, 0, 0, 1], 0).into(),
+                models: vec![model.to_owned()],
+                time_per_output_token_us: pace_us,
+                ..SimulatorSettings::default()
+            };
+            simulators.insert(model, Simulator::start(settings).await.expect("a simulator"));
+        }
+        let ports: BTreeMap<Role, u16> = Role::ALL.into_iter().map(|role| (role, free_port())).collect();
+        let mut system = Self {
+            ports,
+            variables: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            kafka_settings,
+            clickhouse_settings,
+            kafka: None,
+            clickhouse: None,
+            simulators,
+            client: Client::default(),
+            dir,
+        };
+        system.start_kafka().await;
+        system.start_clickhouse().await;
+        system.variables = system.default_variables();
+        system
+    }
+
+    /// Everything runs and is ready, without any tenant.
+    pub async fn start(pace_us: u64) -> Self {
+        let mut system = Self::parts(pace_us).await;
+        system.migrate();
+        for role in [Role::Fold, Role::Billing, Role::Gateway] {
+            system.spawn(role);
+        }
+        for role in Role::ALL {
+            system.ready(role).await;
+        }
+        system
+    }
+
+    fn default_variables(&self) -> BTreeMap<String, String> {
+        let hash = Sha256::digest(ADMIN.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let listen = |role| format!("127.0.0.1:{}", self.ports[&role]);
+        let settings: [(&str, String); 11] = [
+            ("KAFKA__BROKERS", self.kafka_settings.listen.to_string()),
+            ("KAFKA__SINGLE_NODE", "true".into()),
+            ("KAFKA__PARTITIONS", "4".into()),
+            ("CLICKHOUSE__URL", self.clickhouse_url()),
+            ("CLICKHOUSE__DATABASE", "tollgate".into()),
+            ("GATEWAY__LISTEN", listen(Role::Gateway)),
+            ("FOLD__LISTEN", listen(Role::Fold)),
+            ("BILLING__LISTEN", listen(Role::Billing)),
+            ("BILLING__ADMIN_KEY_SHA256", hash),
+            ("BILLING__DIR", self.dir.path().join("billing").display().to_string()),
+            ("SPOOL__DIR", self.dir.path().join("spool").display().to_string()),
+        ];
+        settings.into_iter().map(|(name, value)| (format!("TOLLGATE__{name}"), value)).collect()
+    }
+
+    /// Makes topics and tables.
+    pub fn migrate(&self) {
+        let mut command = Command::new(binary());
+        command.arg("migrate").current_dir(self.dir.path()).env_clear().envs(&self.variables).stdin(Stdio::null());
+        let done = command.output().expect("the tollgate binary starts");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(done.status.success(), "tollgate migrate: {}{}", said(&done.stdout), said(&done.stderr));
+    }
+
+    /// Changes a setting (`SECTION__KEY`) of roles that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.variables.insert(format!("TOLLGATE__{name}"), value.to_owned());
+    }
+
+    /// Where the broker is.
+    pub fn brokers(&self) -> String {
+        self.kafka_settings.listen.to_string()
+    }
+
+    /// Where ClickHouse is.
+    pub fn clickhouse_url(&self) -> String {
+        format!("http://{}", self.clickhouse_settings.listen)
+    }
+
+    /// Where a role is, with a path.
+    pub fn url(&self, role: Role, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.ports[&role])
+    }
+
+    /// The system's folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Starts a role and does not wait for it.
+    pub fn spawn(&mut self, role: Role) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(role)).expect("a log");
+        let mut command = Command::new(binary());
+        command.arg(role.name()).current_dir(self.dir.path()).env_clear().envs(&self.variables);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
+        // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
+        unsafe {
+            command.pre_exec(|| {
+                // Dies with the test's thread, however that ends.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        self.roles.insert(role, command.spawn().expect("the tollgate binary starts"));
+    }
+
+    /// Returns when a role says that it is ready.
+    pub async fn ready(&mut self, role: Role) {
+        let url = self.url(role, "/readyz");
+        let client = self.client.clone();
+        let log = self.log(role);
+        let child = self.roles.get_mut(&role).expect("a role that was started");
+        until(&format!("{} to be ready", role.name()), START, async || {
+            let ended = child.try_wait().expect("a child");
+            assert!(ended.is_none(), "{} ended: {ended:?}\n{}", role.name(), tail(&log));
+            match client.get(&url, None).await {
+                Ok(answer) if answer.status.is_success() => Ok(()),
+                Ok(answer) => Err(String::from_utf8_lossy(&answer.body).into_owned()),
+                Err(error) => Err(format!("{error:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Starts a role and waits until it is ready.
+    pub async fn start_role(&mut self, role: Role) {
+        self.spawn(role);
+        self.ready(role).await;
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self, role: Role) {
+        let mut child = self.roles.remove(&role).expect("a role that runs");
+        child.kill().expect("a signal");
+        child.wait().expect("its end");
+    }
+
+    /// SIGTERM, and waits for a clean end.
+    pub async fn stop(&mut self, role: Role) {
+        let mut child = self.roles.remove(&role).expect("a role that runs");
+        let pid = libc::pid_t::try_from(child.id()).expect("a pid");
+        // SAFETY: kill takes no pointers, and the child is ours and not yet waited for.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+        let status =
+            until(&format!("{} to stop", role.name()), STOP, async || child.try_wait().unwrap().ok_or(())).await;
+        assert!(status.success(), "{} ended with {status}\n{}", role.name(), tail(&self.log(role)));
+    }
+
+    /// Starts the broker again on what it kept.
+    pub async fn start_kafka(&mut self) {
+        self.kafka = Some(KafkaChild::start(&self.kafka_settings).await.expect("Kafka"));
+    }
+
+    /// kill -9 of the broker.
+    pub async fn kill_kafka(&mut self) {
+        self.kafka.take().expect("Kafka runs").kill().await;
+    }
+
+    /// Starts ClickHouse again on what it kept.
+    pub async fn start_clickhouse(&mut self) {
+        let command = self.clickhouse_settings.command(binary());
+        self.clickhouse = Some(ClickHouseChild::start(&self.clickhouse_settings, command).await.expect("ClickHouse"));
+    }
+
+    /// kill -9 of ClickHouse.
+    pub async fn kill_clickhouse(&mut self) {
+        self.clickhouse.take().expect("ClickHouse runs").kill().await;
+    }
+
+    /// Everything that ClickHouse holds is gone, as after the loss of its disk. It must not run.
+    pub fn drop_clickhouse_data(&self) {
+        assert!(self.clickhouse.is_none(), "ClickHouse runs");
+        std::fs::remove_dir_all(&self.clickhouse_settings.data_dir).expect("its folder");
+    }
+
+    /// Where a role writes.
+    pub fn log(&self, role: Role) -> PathBuf {
+        self.dir.path().join(format!("{}.log", role.name()))
+    }
+
+    /// The end of a role's log.
+    pub fn log_tail(&self, role: Role) -> String {
+        tail(&self.log(role))
+    }
+
+    /// The pid of a role.
+    pub fn pid(&self, role: Role) -> u32 {
+        self.roles[&role].id()
+    }
+
+    /// Whether a role has not ended.
+    pub fn runs(&mut self, role: Role) -> bool {
+        self.roles.get_mut(&role).is_some_and(|child| child.try_wait().expect("a child").is_none())
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        for (role, child) in &mut self.roles {
+            // It may have ended by itself.
+            let _ = child.kill();
+            let _ = child.wait();
+            if failed {
+                eprintln!(
+                    "---- the end of {}'s log\n{}",
+                    role.name(),
+                    tail(&self.dir.path().join(format!("{}.log", role.name())))
+                );
+            }
+        }
+    }
+}
+
+fn tail(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(25)..].join("\n")
+}

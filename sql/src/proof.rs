@@ -15,8 +15,6 @@ use crate::wire::WireUuid;
 
 const PROOF: &str = include_str!("../queries/proof.sql");
 const POSITION: &str = include_str!("../queries/position.sql");
-/// How often an answer may be asked for that a table without rows refuses.
-const TRIES: u32 = 3;
 
 /// Where a line stands: all that its next chunk depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +71,8 @@ impl ClickHouse {
         self.through_projection(POSITION, table, partition, |p: &Position| p.position == 0).await
     }
 
-    /// One row that a projection must answer. Where nothing is, ClickHouse finds no projection to read; then, and only
-    /// if there is still nothing, the answer from the rows is taken.
+    /// One row that a projection is to answer. Where nothing is, ClickHouse finds none to read; then, and if it is missing,
+    /// the rows themselves answer, which is as right and slower.
     async fn through_projection<T>(
         &self,
         sql: &str,
@@ -91,21 +89,15 @@ impl ClickHouse {
             let rows = fetch::<T>(query.with_setting("force_optimize_projection", force)).await?;
             rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
         };
-        let mut tries = 1;
-        loop {
-            match ask("1").await {
-                Err(error) if error.is_projection_not_used() => {
-                    let answer = ask("0").await?;
-                    if nothing(&answer) {
-                        return Ok(answer);
-                    }
-                    if tries == TRIES {
-                        return Err(error);
-                    }
-                    tries += 1;
+        match ask("1").await {
+            Err(error) if error.is_projection_not_used() => {
+                let answer = ask("0").await?;
+                if !nothing(&answer) {
+                    tracing::warn!(%table, partition, "the position was read from all rows: a projection is missing");
                 }
-                answer => return answer,
+                Ok(answer)
             }
+            answer => answer,
         }
     }
 }

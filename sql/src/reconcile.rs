@@ -160,15 +160,12 @@ impl ClickHouse {
     /// # Errors
     /// No answer.
     pub async fn trial_balance(&self, hours: LogHours) -> Result<TrialBalance, QueryError> {
-        let sums = async |through_projection: &str| {
-            let query = self
-                .rows(TRIAL_BALANCE)
-                .with_setting("optimize_use_projections", through_projection)
-                .param("log_from", hours.from.0)
-                .param("log_before", hours.before.0);
+        let ask = async |query: clickhouse::query::Query| {
+            let query = query.param("log_from", hours.from.0).param("log_before", hours.before.0);
             fetch::<TrialRow>(query).await.map(|rows| rows.into_iter().map(trial_line).collect())
         };
-        Ok(TrialBalance { raw: sums("0").await?, aggregate: sums("1").await? })
+        let raw = ask(self.rows(TRIAL_BALANCE).with_setting("optimize_use_projections", "0")).await?;
+        Ok(TrialBalance { raw, aggregate: ask(self.sums(TRIAL_BALANCE)).await? })
     }
 
     /// Tokens per replica, model and hour of occurrence, from hour `from` to `to` (not in it), counted from 1970: what the

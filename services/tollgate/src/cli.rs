@@ -1,26 +1,64 @@
-//! The command line: one subcommand per role, and what surrounds them.
-//!
-//! A variant with `#[command(skip)]` is planned: nobody can type it until the role that it starts is built.
-
-#![expect(dead_code, reason = "the roles that these modules start are not built yet")]
+//! The command line: a subcommand per role, and what surrounds them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 const ABOUT: &str = "Meters, limits and bills self-hosted LLM serving.";
 
-const LONG_ABOUT: &str = "\
-Tollgate meters, limits and bills self-hosted LLM serving.
+const SETTINGS: &str = "\
+Settings: one TOML file (--config, or the variable TOLLGATE_CONFIG), and variables TOLLGATE__SECTION__KEY, which win.
+Sections: [kafka] [clickhouse] [gateway] [spool] [fold] [billing] [log] [dev]; one file can serve every role.";
 
-The gateway, the fold and billing are not built yet, so there is no system to start. What runs today is the simulated vLLM:
+const EXAMPLES: &str = "\
+Examples:
+  tollgate dev                               everything on this machine, no Docker, no outside server
+  tollgate gateway --config tollgate.toml    one role, as in production
+  tollgate doctor --config tollgate.toml     what is wrong with settings and connections";
 
-  tollgate embedded-vllm --listen 127.0.0.1:8000 --model llama-3.1-8b";
+const DEV_EXAMPLES: &str = "\
+Examples:
+  tollgate dev
+  tollgate dev --gateway-port 9080           when 8080 is taken
+  tollgate dev --ports-from 9500             all of them, from 9500 on
+  tollgate dev --data-dir /tmp/second --ports-from 9600
+  tollgate dev --simulator-time-per-output-token 20ms
+
+Everything is kept in the data directory: stop with Ctrl-C, start again, and go on. To begin anew, delete it.";
+
+const MIGRATE_EXAMPLES: &str = "\
+Examples:
+  tollgate migrate --config tollgate.toml
+  tollgate migrate --tables-only             after ClickHouse was replaced; fold then fills it from the log
+  tollgate migrate --validate                only check [kafka] and [clickhouse]
+
+Waits up to a minute for servers that do not answer yet. Topics that are there with settings that exact counting cannot
+rest on are refused, and named.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  tollgate doctor --config tollgate.toml
+  tollgate doctor --config .tollgate/config.toml    a running tollgate dev
+  tollgate doctor --json | jq '.findings[] | select(.level == \"fail\")'
+
+Ends with 0 when nothing is wrong, with 1 otherwise.";
+
+const SCHEMAS_EXAMPLES: &str = "\
+Examples:
+  tollgate schemas list
+  tollgate schemas check
+  tollgate schemas register --registry http://localhost:8085";
+
+const VLLM_EXAMPLES: &str = "\
+Examples:
+  tollgate embedded-vllm --listen 127.0.0.1:8000 --model llama-3.1-8b
+  tollgate embedded-vllm --listen 127.0.0.1:0 --model m --time-to-first-token 200ms --time-per-output-token 20ms";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "tollgate", version, about = ABOUT, long_about = LONG_ABOUT)]
+#[command(name = "tollgate", version, about = ABOUT, after_help = SETTINGS, after_long_help = format!("{EXAMPLES}\n\n{SETTINGS}"))]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -29,33 +67,102 @@ pub(crate) struct Cli {
 /// What the process is to be.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serves OpenAI's API in front of vLLM replicas; meters and limits every request
-    #[command(skip)]
-    Gateway(Role),
-    /// Folds the log into ClickHouse and publishes balances
-    #[command(skip)]
-    Fold(Role),
-    /// Serves the control API, usage, costs, balances, invoice previews and the console
-    #[command(skip)]
-    Billing(Role),
-    /// Runs everything on this machine: no Docker, no outside server
-    #[command(skip)]
+    /// Starts Kafka, ClickHouse, a schema registry and two simulated vLLM on this machine: no Docker, no outside server
+    #[command(after_help = DEV_EXAMPLES)]
     Dev(Dev),
-    /// Creates or updates the tables in ClickHouse, and the topics in Kafka; safe to run again
-    #[command(skip)]
+    /// Makes the topics in Kafka and the tables in ClickHouse; safe to run again, and from two places at once
+    #[command(after_help = MIGRATE_EXAMPLES)]
     Migrate(Migrate),
-    /// The Avro schemas of the topics
-    #[command(skip)]
-    Schemas(Schemas),
     /// Says in plain words what is wrong with settings and connections
-    #[command(skip)]
+    #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
-    #[command(skip)]
-    EmbeddedClickhouse(EmbeddedClickhouse),
+    /// The Avro schemas of the topics
+    #[command(after_help = SCHEMAS_EXAMPLES)]
+    Schemas(Schemas),
     /// A simulated vLLM 0.32.0: its answers byte for byte, exact token counts, faults on demand
+    #[command(after_help = VLLM_EXAMPLES)]
     EmbeddedVllm(EmbeddedVllm),
-    #[command(skip)]
+    /// The ClickHouse engine behind ClickHouse's HTTP interface
+    #[command(
+        after_help = "Example:\n  tollgate embedded-clickhouse --library .tools/chdb/libchdb.so --data-dir /tmp/clickhouse --listen 127.0.0.1:8123"
+    )]
+    EmbeddedClickhouse(EmbeddedClickhouse),
+    /// The schema registry's read API
+    #[command(after_help = "Example:\n  tollgate embedded-registry --listen 127.0.0.1:8085")]
     EmbeddedRegistry(EmbeddedRegistry),
+}
+
+/// Where settings are.
+#[derive(Debug, Args)]
+pub(crate) struct SettingsFile {
+    /// The settings, a TOML file; without it, defaults and TOLLGATE__SECTION__KEY variables
+    #[arg(long, value_name = "FILE", env = "TOLLGATE_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `tollgate dev`. What is absent here comes from the settings' section `[dev]`.
+#[derive(Debug, Args)]
+pub(crate) struct Dev {
+    #[command(flatten)]
+    pub(crate) role: Role,
+    /// Where everything is kept between starts [default: .tollgate]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// Where make setup put Kafka and the ClickHouse engine [default: .tools]
+    #[arg(long, value_name = "DIR", env = "TOLLGATE_TOOLS")]
+    pub(crate) tools_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) ports: Ports,
+    #[command(flatten)]
+    pub(crate) pace: Pace,
+}
+
+/// The ports of `tollgate dev`, all on this machine's loopback address.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Ports (on 127.0.0.1; 0 takes any free one)")]
+pub(crate) struct Ports {
+    /// Gives every part a port from this one on, in the order of this list; 0 gives each any free one
+    #[arg(long, value_name = "BASE")]
+    pub(crate) ports_from: Option<u16>,
+    /// The gateway: OpenAI's API [default: 8080]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) gateway_port: Option<u16>,
+    /// Billing: control API, usage, invoices, console [default: 8081]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) billing_port: Option<u16>,
+    /// The fold: health and metrics [default: 8082]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) fold_port: Option<u16>,
+    /// Kafka [default: 9092]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) kafka_port: Option<u16>,
+    /// ClickHouse's HTTP interface [default: 8123]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) clickhouse_port: Option<u16>,
+    /// The schema registry's read API [default: 8085]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) registry_port: Option<u16>,
+    /// The simulated vLLM that serves llama-3.1-8b [default: 8000]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) llama_port: Option<u16>,
+    /// The simulated vLLM that serves mistral-7b [default: 8001]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) mistral_port: Option<u16>,
+}
+
+/// How fast the simulated vLLM of `tollgate dev` are.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Simulated vLLM")]
+pub(crate) struct Pace {
+    /// Time to the first token, e.g. 200ms [default: 50ms]
+    #[arg(long, value_name = "TIME", value_parser = runtime::config::duration::parse)]
+    pub(crate) simulator_time_to_first_token: Option<Duration>,
+    /// Time between two tokens, e.g. 20ms [default: 5ms]
+    #[arg(long, value_name = "TIME", value_parser = runtime::config::duration::parse)]
+    pub(crate) simulator_time_per_output_token: Option<Duration>,
+    /// Tokens of an answer to which the client sets no limit [default: 64]
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) simulator_output_tokens: Option<u32>,
 }
 
 /// What every role takes.
@@ -68,14 +175,6 @@ pub(crate) struct Role {
     pub(crate) validate: bool,
 }
 
-/// Where settings are.
-#[derive(Debug, Args)]
-pub(crate) struct SettingsFile {
-    /// The settings, a TOML file; without it, defaults and TOLLGATE__SECTION__KEY variables
-    #[arg(long, value_name = "FILE", env = "TOLLGATE_CONFIG")]
-    pub(crate) config: Option<PathBuf>,
-}
-
 /// `tollgate migrate`.
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
@@ -84,6 +183,16 @@ pub(crate) struct Migrate {
     /// Only the tables in ClickHouse, not the topics in Kafka
     #[arg(long)]
     pub(crate) tables_only: bool,
+}
+
+/// `tollgate doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) settings: SettingsFile,
+    /// Answer in JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `tollgate schemas`.
@@ -96,77 +205,17 @@ pub(crate) struct Schemas {
 /// What to do with the schemas.
 #[derive(Debug, Subcommand)]
 pub(crate) enum SchemasCommand {
-    /// Prove that every version reads every other and every golden byte form
+    /// Show ids, subjects, versions and records
+    List,
+    /// Prove that every version of a subject reads what every other wrote, and every byte form ever written
     Check,
-    /// Import the schemas with their ids into a Confluent-compatible registry
+    /// Import the schemas with their ids into a Confluent-compatible registry; refuses when an id is taken
+    #[command(after_help = "Example:\n  tollgate schemas register --registry http://localhost:8085")]
     Register {
-        /// The registry's address, e.g. http://localhost:8085
-        #[arg(value_name = "URL")]
+        /// The registry's address
+        #[arg(long, value_name = "URL")]
         registry: String,
     },
-    /// Show topics, schema ids and versions
-    List,
-}
-
-/// `tollgate doctor`.
-#[derive(Debug, Args)]
-pub(crate) struct Doctor {
-    #[command(flatten)]
-    pub(crate) settings: SettingsFile,
-}
-
-/// `tollgate dev`.
-#[derive(Debug, Args)]
-pub(crate) struct Dev {
-    /// Where everything is kept between starts
-    #[arg(long, value_name = "DIR", default_value = ".tollgate")]
-    pub(crate) data_dir: PathBuf,
-    /// Where deploy/local/*.sh put Kafka and the ClickHouse engine
-    #[arg(long, value_name = "DIR", env = "TOLLGATE_TOOLS", default_value = ".tools")]
-    pub(crate) tools_dir: PathBuf,
-    #[command(flatten)]
-    pub(crate) ports: Ports,
-}
-
-/// The ports of `tollgate dev`, all on this machine's loopback address.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Ports (on 127.0.0.1)")]
-pub(crate) struct Ports {
-    /// OpenAI's API
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
-    pub(crate) gateway_port: u16,
-    /// Control API and console
-    #[arg(long, value_name = "PORT", default_value_t = 8081)]
-    pub(crate) billing_port: u16,
-    /// The fold's health and metrics
-    #[arg(long, value_name = "PORT", default_value_t = 8082)]
-    pub(crate) fold_port: u16,
-    /// Kafka
-    #[arg(long, value_name = "PORT", default_value_t = 9092)]
-    pub(crate) kafka_port: u16,
-    /// ClickHouse's HTTP interface
-    #[arg(long, value_name = "PORT", default_value_t = 8123)]
-    pub(crate) clickhouse_port: u16,
-    /// The schema registry's read API
-    #[arg(long, value_name = "PORT", default_value_t = 8085)]
-    pub(crate) registry_port: u16,
-    /// The simulated vLLM that serves llama-3.1-8b
-    #[arg(long, value_name = "PORT", default_value_t = 8000)]
-    pub(crate) llama_port: u16,
-    /// The simulated vLLM that serves mistral-7b
-    #[arg(long, value_name = "PORT", default_value_t = 8001)]
-    pub(crate) mistral_port: u16,
-}
-
-/// The ClickHouse engine behind its HTTP interface, as a child of `dev`.
-#[derive(Debug, Args)]
-pub(crate) struct EmbeddedClickhouse {
-    #[arg(long)]
-    pub(crate) library: PathBuf,
-    #[arg(long)]
-    pub(crate) data_dir: PathBuf,
-    #[arg(long)]
-    pub(crate) listen: SocketAddr,
 }
 
 /// A simulated vLLM, alone or as a child of `dev`.
@@ -178,12 +227,36 @@ pub(crate) struct EmbeddedVllm {
     /// The name of the model it serves; given again, an alias of the first
     #[arg(long = "model", value_name = "NAME", required = true)]
     pub(crate) models: Vec<String>,
+    /// Time to the first token, e.g. 200ms
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = runtime::config::duration::parse)]
+    pub(crate) time_to_first_token: Duration,
+    /// Time between two tokens, e.g. 20ms
+    #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = runtime::config::duration::parse)]
+    pub(crate) time_per_output_token: Duration,
+    /// Tokens of an answer to which the client sets no limit; without it, answers fill the context
+    #[arg(long, value_name = "TOKENS")]
+    pub(crate) output_tokens: Option<u32>,
 }
 
-/// The registry's read API, as a child of `dev`.
+/// The ClickHouse engine behind its HTTP interface, alone or as a child of `dev`.
+#[derive(Debug, Args)]
+pub(crate) struct EmbeddedClickhouse {
+    /// The engine, libchdb.so
+    #[arg(long, value_name = "FILE")]
+    pub(crate) library: PathBuf,
+    /// Where it keeps its data
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Where it serves
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+}
+
+/// The registry's read API, alone or as a child of `dev`.
 #[derive(Debug, Args)]
 pub(crate) struct EmbeddedRegistry {
-    #[arg(long)]
+    /// Where it serves
+    #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) listen: SocketAddr,
 }
 

@@ -1,46 +1,55 @@
-//! The one binary: a subcommand per role. Today it serves the simulated vLLM; the other subcommands are planned.
+//! The one binary: a subcommand per role that stands, and what surrounds them.
 
 mod cli;
 mod dev;
 mod doctor;
+mod embedded_servers;
+mod migrate;
+mod roles;
+mod schema_registry;
+mod settings;
 mod web;
 
 use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use embedded::vllm::{SimulatorError, SimulatorSettings, serve};
 use runtime::{Shutdown, telemetry};
-use tokio::net::TcpListener;
 
-use crate::cli::{Cli, Command, EmbeddedVllm};
+use crate::cli::{Cli, Command};
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match start(Cli::parse().command).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tollgate: {error}");
-            ExitCode::FAILURE
-        }
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    // dev binds its children to the thread that starts them, so it has only the main thread.
+    let mut builder = match command {
+        Command::Dev(_) => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let ended = builder.enable_all().build().map_err(Into::into).and_then(|runtime| runtime.block_on(start(command)));
+    ended.unwrap_or_else(|error| {
+        eprintln!("tollgate: {error}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
+    match command {
+        Command::Dev(options) => Ok(dev::run(options).await),
+        Command::Migrate(options) => roles::migrate(options).await,
+        Command::Doctor(options) => Ok(doctor::run(options).await),
+        Command::Schemas(options) => Ok(schema_registry::run(options.command).await),
+        Command::EmbeddedVllm(options) => serve(|shutdown| embedded_servers::vllm(options, shutdown)).await,
+        Command::EmbeddedClickhouse(options) => serve(|shutdown| embedded_servers::clickhouse(options, shutdown)).await,
+        Command::EmbeddedRegistry(options) => serve(|shutdown| embedded_servers::registry(options, shutdown)).await,
     }
 }
 
-async fn start(command: Command) -> Result<(), Box<dyn Error>> {
-    let Command::EmbeddedVllm(args) = command else {
-        return Err("this subcommand is not built yet".into());
-    };
-    embedded_vllm(args).await
-}
-
-/// Serves until SIGTERM or SIGINT; then running requests end with `abort`, as vLLM ends them.
-async fn embedded_vllm(args: EmbeddedVllm) -> Result<(), Box<dyn Error>> {
+/// Logs, and serves until a signal.
+async fn serve<F>(server: impl FnOnce(Shutdown) -> F) -> Result<ExitCode, Box<dyn Error>>
+where
+    F: Future<Output = Result<(), Box<dyn Error>>>,
+{
     telemetry::init(&telemetry::Settings::default())?;
-    let shutdown = Shutdown::from_signals()?;
-    let failed = |source| SimulatorError::Listen { addr: args.listen, source };
-    let listener = TcpListener::bind(args.listen).await.map_err(failed)?;
-    let addr = listener.local_addr().map_err(failed)?;
-    tracing::info!(%addr, models = ?args.models, "the simulated vLLM serves");
-    let settings = SimulatorSettings { listen: addr, models: args.models, ..SimulatorSettings::default() };
-    Ok(serve(settings, listener, shutdown.cancelled_owned()).await?)
+    server(Shutdown::from_signals()?).await?;
+    Ok(ExitCode::SUCCESS)
 }

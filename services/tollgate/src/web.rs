@@ -42,6 +42,14 @@ pub(crate) async fn get(url: &str) -> Result<Answer, String> {
     ask(Question { method: Method::GET, url, headers: &[], body: None, limit }).await
 }
 
+/// Whether a GET is answered with success; if not, a short reason.
+pub(crate) async fn answers(url: &str) -> Result<(), String> {
+    match get(url).await? {
+        answer if answer.is_success() => Ok(()),
+        answer => Err(format!("{} {}", answer.status, answer.text.trim())),
+    }
+}
+
 /// Asks once. The error is a short reason for people.
 pub(crate) async fn ask(question: Question<'_>) -> Result<Answer, String> {
     let Question { method, url, headers, body, limit } = question;

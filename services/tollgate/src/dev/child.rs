@@ -5,10 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use runtime::Shutdown;
 use tokio::process::{Child, Command};
+use tokio::sync::watch;
 
 use super::logs::Log;
 use super::terminal::say;
@@ -30,8 +32,25 @@ pub(crate) struct Spec {
     pub(crate) folder: PathBuf,
     pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) log: PathBuf,
-    /// How long it may take to stop before it is killed.
-    pub(crate) drain: Duration,
+}
+
+/// The wish that a child stops, with how long it may take before it is killed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    asked: Shutdown,
+    grace: Arc<OnceLock<Duration>>,
+}
+
+impl Stop {
+    /// Asks. Only the first asking counts.
+    pub(crate) fn ask(&self, grace: Duration) {
+        let _ = self.grace.set(grace);
+        self.asked.trigger();
+    }
+
+    fn grace(&self) -> Duration {
+        self.grace.get().copied().unwrap_or_default()
+    }
 }
 
 /// Why a child cannot be supervised at all.
@@ -43,10 +62,10 @@ pub(crate) enum ChildError {
     Start { name: &'static str, program: String, source: std::io::Error },
 }
 
-/// Keeps the child running until `stop`, then stops it.
-pub(crate) async fn keep(spec: Spec, stop: Shutdown) -> Result<(), ChildError> {
+/// Keeps the child running until it is asked to stop, then stops it. Counts its deaths.
+pub(crate) async fn keep(spec: Spec, stop: Stop, deaths: watch::Sender<u32>) -> Result<(), ChildError> {
     let mut backoff = FIRST_BACKOFF;
-    while !stop.is_cancelled() {
+    while !stop.asked.is_cancelled() {
         let mut log = Log::open(&spec.log)
             .await
             .map_err(|source| ChildError::Log { log: spec.log.display().to_string(), source })?;
@@ -61,12 +80,12 @@ pub(crate) async fn keep(spec: Spec, stop: Shutdown) -> Result<(), ChildError> {
         let ended = tokio::select! {
             ended = child.wait() => Some(ended),
             never = forever(following.as_mut()) => match never {},
-            () = stop.cancelled() => None,
+            () = stop.asked.cancelled() => None,
         };
         let Some(ended) = ended else {
             // Its output is read on while it stops: it must not hang on a full pipe, and its last words matter most.
             tokio::select! {
-                () = halt(&spec, &mut child) => {}
+                () = halt(&spec, &mut child, stop.grace()) => {}
                 never = forever(following.as_mut()) => match never {},
             }
             last_words(&followed, following).await;
@@ -76,9 +95,10 @@ pub(crate) async fn keep(spec: Spec, stop: Shutdown) -> Result<(), ChildError> {
         if began.elapsed() >= STEADY {
             backoff = FIRST_BACKOFF;
         }
-        if stop.is_cancelled() {
+        if stop.asked.is_cancelled() {
             break;
         }
+        deaths.send_modify(|count| *count += 1);
         let how = ended.map_or_else(|error| error.to_string(), describe);
         say(&format!(
             "! {} {how}; starting it again in {:.1} s (its last words: {})",
@@ -86,7 +106,7 @@ pub(crate) async fn keep(spec: Spec, stop: Shutdown) -> Result<(), ChildError> {
             backoff.as_secs_f64(),
             spec.log.display()
         ));
-        stop.sleep(backoff).await;
+        stop.asked.sleep(backoff).await;
         backoff = (backoff * 2).min(LAST_BACKOFF);
     }
     Ok(())
@@ -154,10 +174,10 @@ fn die_with_parent(command: &mut Command) {
 }
 
 /// Asks the child to stop, waits as long as it may take, then kills it.
-async fn halt(spec: &Spec, child: &mut Child) {
+async fn halt(spec: &Spec, child: &mut Child, grace: Duration) {
     signal(child, libc::SIGTERM);
-    if tokio::time::timeout(spec.drain, child.wait()).await.is_err() {
-        say(&format!("! {} did not stop within {} s and is killed", spec.name, spec.drain.as_secs()));
+    if tokio::time::timeout(grace, child.wait()).await.is_err() {
+        say(&format!("! {} did not stop within {:.1} s and is killed", spec.name, grace.as_secs_f64()));
         let _ = child.kill().await;
     }
 }
@@ -190,7 +210,6 @@ mod tests {
             folder: folder.to_owned(),
             environment: Vec::new(),
             log: folder.join("child.log"),
-            drain: Duration::from_secs(5),
         }
     }
 
@@ -206,28 +225,30 @@ mod tests {
     async fn a_dead_child_is_started_again_and_its_words_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let spec = spec(folder.path(), "echo started >&2; kill -9 $$");
-        let (stop, log) = (Shutdown::new(), spec.log.clone());
+        let (stop, log) = (Stop::default(), spec.log.clone());
+        let (deaths, counted) = watch::channel(0);
         let words = || std::fs::read_to_string(&log).unwrap_or_default().matches("started").count();
-        let (kept, ()) = tokio::join!(keep(spec, stop.clone()), async {
+        let (kept, ()) = tokio::join!(keep(spec, stop.clone(), deaths), async {
             until(|| words() >= 2).await;
-            stop.trigger();
+            stop.ask(Duration::from_secs(5));
         });
         kept.unwrap();
+        assert!(*counted.borrow() >= 1);
         assert!(last_lines(&log, 1).contains("started"));
     }
 
     #[tokio::test]
     async fn a_child_that_ignores_the_signal_is_killed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut spec = spec(folder.path(), "trap '' TERM; echo up; while :; do sleep 0.05; done");
-        spec.drain = Duration::from_millis(200);
-        let (stop, log) = (Shutdown::new(), spec.log.clone());
-        let began = Instant::now();
-        let (kept, ()) = tokio::join!(keep(spec, stop.clone()), async {
-            until(|| std::fs::read_to_string(&log).is_ok_and(|text| text.contains("up"))).await;
-            stop.trigger();
+        let spec = spec(folder.path(), "trap '' TERM; echo pid=$$; while :; do sleep 0.05; done");
+        let (stop, log) = (Stop::default(), spec.log.clone());
+        let text = || std::fs::read_to_string(&log).unwrap_or_default();
+        let (kept, ()) = tokio::join!(keep(spec, stop.clone(), watch::channel(0).0), async {
+            until(|| text().contains("pid=")).await;
+            stop.ask(Duration::from_millis(200));
         });
         kept.unwrap();
-        assert!(began.elapsed() < Duration::from_secs(8));
+        let pid = text().split("pid=").nth(1).unwrap().lines().next().unwrap().to_owned();
+        assert!(!Path::new("/proc").join(pid).exists(), "it is gone when its supervisor returns");
     }
 }

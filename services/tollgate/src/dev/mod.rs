@@ -1,10 +1,194 @@
-//! `tollgate dev`: everything on one machine, as supervised children.
-
-#![expect(dead_code, reason = "the roles that these modules start are not built yet")]
+//! `tollgate dev`: the whole system on one machine, as supervised children; today the servers that the roles will need.
 
 mod child;
 mod children;
+mod config;
+mod demo;
+mod layout;
 mod lock;
 mod logs;
-mod ports;
+pub(crate) mod ports;
+mod servers;
+pub(crate) mod settings;
 mod terminal;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use runtime::{Shutdown, SystemClock, Tasks};
+use stream::control::{ControlReader, ControlWriter};
+use stream::kafka::KafkaSettings;
+
+use crate::cli::Dev;
+use crate::migrate::{self, Scope};
+use crate::settings::{For, Section, Uses};
+use children::{Children, STOP};
+use config::Put;
+use layout::{LLAMA, Layout, MISTRAL};
+use lock::Lock;
+use ports::Part;
+use terminal::{Step, say, seconds, strong};
+
+/// How long Kafka and ClickHouse, which serve, may take for the first topics, tables and documents.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `dev` runs every role, and is held to all that they are held to.
+struct DevRole;
+
+impl Uses for DevRole {
+    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse, Section::Dev];
+}
+
+/// Runs until Ctrl-C. Must be called on the main thread, in a runtime of that one thread: children are bound to the
+/// thread that starts them.
+pub(crate) async fn run(options: Dev) -> ExitCode {
+    match develop(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            say(&format!("tollgate dev: {why}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn develop(options: Dev) -> Result<(), String> {
+    let file = options.role.settings.config.as_deref();
+    let settings: For<DevRole> = runtime::config::load(file).map_err(|wrong| wrong.to_string())?;
+    let section = settings.all.dev.with(&options)?;
+    if let Some(why) = section.validate().into_iter().next() {
+        return Err(why);
+    }
+    let layout = Layout::new(section)
+        .map_err(|error| format!("this program, the folder it runs in or a free port cannot be found: {error}"))?;
+    let table = config::composed(config::own(file)?, &puts(&layout), |name| std::env::var_os(name).is_some())
+        .map_err(|refused| refused.join("\n  "))?;
+    if options.role.validate {
+        say("the settings of tollgate dev are sound");
+        return Ok(());
+    }
+    // Held to the end of this function: the last thing that goes.
+    let _lock = Lock::take(&layout.data).map_err(|error| error.to_string())?;
+    if let Some(why) = layout.ports.taken().await {
+        return Err(why);
+    }
+    let unwritable = |error: std::io::Error| format!("{} cannot be written: {error}", layout.data.display());
+    std::fs::create_dir_all(layout.data.join("logs")).map_err(unwritable)?;
+    config::write(&table, &layout.config()).map_err(unwritable)?;
+    supervise(&layout).await
+}
+
+/// What the roles must be told of this machine.
+fn puts(layout: &Layout) -> Vec<Put> {
+    let ports = &layout.ports;
+    vec![
+        Put::decided("kafka", "brokers", ports.address(Part::Kafka), "--kafka-port"),
+        Put::decided("kafka", "single_node", true, "a cluster of your own, without tollgate dev"),
+        Put::proposed("kafka", "partitions", 4),
+        Put::decided("clickhouse", "url", ports.url(Part::ClickHouse), "--clickhouse-port"),
+    ]
+}
+
+async fn supervise(layout: &Layout) -> Result<(), String> {
+    let shutdown = Shutdown::from_signals().map_err(|error| format!("signals cannot be listened for: {error}"))?;
+    let tasks = Tasks::new(shutdown.clone());
+    let children = Arc::new(Children::new(tasks.clone()));
+    let stopping = (children.clone(), shutdown.clone());
+    tasks.spawn("stopping in order", STOP, async move {
+        let (children, shutdown) = stopping;
+        shutdown.cancelled().await;
+        children.stop().await;
+        Ok::<_, String>(())
+    });
+
+    say(&format!("Starting Tollgate in {} (Ctrl-C stops it)", layout.data.display()));
+    let began = Instant::now();
+    let started = tokio::select! {
+        started = start(layout, &children) => started,
+        () = shutdown.cancelled() => Ok(()),
+    };
+    match started {
+        Ok(()) if !shutdown.is_cancelled() => say(&table(layout, began.elapsed())),
+        Ok(()) => {}
+        Err(why) => {
+            shutdown.trigger();
+            let _ = tasks.run().await;
+            return Err(why);
+        }
+    }
+    let asked = wait_for(&shutdown);
+    let (ended, asked) = tokio::join!(tasks.run(), asked);
+    say(&format!("Stopped in {}. The data stays in {}", seconds(asked.elapsed()), layout.data.display()));
+    ended.map_err(|error| error.to_string())
+}
+
+async fn start(layout: &Layout, children: &Children) -> Result<(), String> {
+    servers::start(layout, children).await?;
+    let settings: For<DevRole> = runtime::config::load(Some(&layout.config())).map_err(|wrong| wrong.to_string())?;
+    let (kafka, clickhouse) = (&settings.all.kafka, &settings.all.clickhouse);
+    let step = Step::begin("topics and tables");
+    let nobody = Shutdown::new();
+    migrate::run(kafka, clickhouse, Scope::All, PATIENCE, &nobody, drop).await.map_err(|error| error.to_string())?;
+    step.done();
+    let step = Step::begin("demo tenant, key, models, replicas and prices");
+    let left = bootstrap(layout, kafka).await?;
+    step.done();
+    if !left.is_empty() {
+        say(&format!("    left as you changed them: {}", left.join(", ")));
+    }
+    Ok(())
+}
+
+/// Writes the demo documents, beside a reader of the control log that lives as long as that takes.
+async fn bootstrap(layout: &Layout, kafka: &KafkaSettings) -> Result<Vec<String>, String> {
+    let (reader, view) = ControlReader::open(kafka, None, Arc::new(SystemClock)).map_err(|error| error.to_string())?;
+    let writer = ControlWriter::new(kafka, view.clone()).map_err(|error| error.to_string())?;
+    let wanted = demo::wanted(&layout.ports.url(Part::Llama), &layout.ports.url(Part::Mistral))?;
+    let stop = Shutdown::new();
+    let writing = async {
+        let written = match tokio::time::timeout(PATIENCE, view.wait_caught_up()).await {
+            Ok(()) => {
+                demo::bootstrap(&writer, || view.load().state.clone(), &wanted, &layout.data.join("demo.json")).await
+            }
+            Err(_) => Err(format!("the control log was not read within {} s", PATIENCE.as_secs())),
+        };
+        stop.trigger();
+        written
+    };
+    let (read, written) = tokio::join!(reader.run(stop.clone()), writing);
+    read.map_err(|error| error.to_string())?;
+    written
+}
+
+/// When stopping began.
+async fn wait_for(shutdown: &Shutdown) -> Instant {
+    shutdown.cancelled().await;
+    say("Stopping ...");
+    Instant::now()
+}
+
+/// What is where, and something to try.
+fn table(layout: &Layout, took: Duration) -> String {
+    let ports = &layout.ports;
+    let rows = [
+        ("Kafka", ports.address(Part::Kafka)),
+        ("ClickHouse", ports.url(Part::ClickHouse)),
+        ("schema registry", ports.url(Part::Registry)),
+        (LLAMA, ports.url(Part::Llama)),
+        (MISTRAL, ports.url(Part::Mistral)),
+    ];
+    let rows: String = rows.iter().map(|(what, address)| format!("  {what:<18}{address}\n")).collect();
+    format!(
+        "\n{} ({})\n\n{rows}\n\
+         The gateway, the fold and billing are not built yet: these are the servers that they will need.\n\
+         Try the simulated vLLM:\n\n  \
+         curl {}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+         -d '{{\"model\": \"{LLAMA}\", \"max_tokens\": 20, \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n\
+         Logs: {}   Something wrong: tollgate doctor --config {}",
+        strong("Everything is up"),
+        seconds(took),
+        ports.url(Part::Llama),
+        layout.log("*").display(),
+        layout.config().display(),
+    )
+}

@@ -1,42 +1,153 @@
-//! Whether a port is free, and if not, who holds it.
+//! The ports of `dev`: who has which, whether they are free, and if not, who holds them.
 
 use std::fmt::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// Says in words which of the ports are taken, by whom, and what to do. `None`: all are free.
-///
-/// Waits a little for ports of children that were killed a moment ago.
-pub(crate) async fn taken(ports: &[(&str, &str, u16)]) -> Option<String> {
-    let mut taken = Vec::new();
-    for _ in 0..20 {
-        taken = ports.iter().filter(|(_, _, port)| !is_free(*port)).collect();
-        if taken.is_empty() {
-            return None;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let mut said = String::new();
-    for (what, option, port) in taken {
-        let holder = holder_of(*port).unwrap_or_else(|| "another process".into());
-        let _ = writeln!(
-            said,
-            "port {port} for {what} is taken by {holder}; stop it, or choose another with {option} PORT"
-        );
-    }
-    Some(said.trim_end().to_owned())
+use crate::cli;
+
+/// What listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Gateway,
+    Billing,
+    Fold,
+    Kafka,
+    ClickHouse,
+    Registry,
+    Llama,
+    Mistral,
 }
 
-/// Says which two parts were given the same port.
-pub(crate) fn given_twice(ports: &[(&str, &str, u16)]) -> Option<String> {
-    for (at, (what, option, port)) in ports.iter().enumerate() {
-        if let Some((other, other_option, _)) = ports[..at].iter().find(|(_, _, earlier)| earlier == port) {
-            return Some(format!(
-                "port {port} was given to both {other} and {what}; choose another with {other_option} or {option}"
-            ));
+/// All parts, in the order in which `--ports-from` counts.
+pub(crate) const PARTS: [Part; 8] = [
+    Part::Gateway,
+    Part::Billing,
+    Part::Fold,
+    Part::Kafka,
+    Part::ClickHouse,
+    Part::Registry,
+    Part::Llama,
+    Part::Mistral,
+];
+
+impl Part {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "the gateway",
+            Self::Billing => "billing",
+            Self::Fold => "the fold",
+            Self::Kafka => "Kafka",
+            Self::ClickHouse => "ClickHouse",
+            Self::Registry => "the schema registry",
+            Self::Llama => "the simulated vLLM of llama",
+            Self::Mistral => "the simulated vLLM of mistral",
         }
     }
-    None
+
+    fn option(self) -> &'static str {
+        match self {
+            Self::Gateway => "--gateway-port",
+            Self::Billing => "--billing-port",
+            Self::Fold => "--fold-port",
+            Self::Kafka => "--kafka-port",
+            Self::ClickHouse => "--clickhouse-port",
+            Self::Registry => "--registry-port",
+            Self::Llama => "--llama-port",
+            Self::Mistral => "--mistral-port",
+        }
+    }
+
+    pub(crate) fn option_of(self, options: &cli::Ports) -> Option<u16> {
+        match self {
+            Self::Gateway => options.gateway_port,
+            Self::Billing => options.billing_port,
+            Self::Fold => options.fold_port,
+            Self::Kafka => options.kafka_port,
+            Self::ClickHouse => options.clickhouse_port,
+            Self::Registry => options.registry_port,
+            Self::Llama => options.llama_port,
+            Self::Mistral => options.mistral_port,
+        }
+    }
+}
+
+/// A port per part, in the order of [`PARTS`]; 0 is any free one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ports(pub(crate) [u16; PARTS.len()]);
+
+impl Ports {
+    pub(crate) fn of(&self, part: Part) -> u16 {
+        self.0[part as usize]
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub(crate) fn address(&self, part: Part) -> String {
+        format!("127.0.0.1:{}", self.of(part))
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub(crate) fn url(&self, part: Part) -> String {
+        format!("http://{}", self.address(part))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Part, u16)> {
+        PARTS.into_iter().zip(self.0)
+    }
+
+    /// Says which two parts were given the same port.
+    pub(crate) fn given_twice(&self) -> Option<String> {
+        for (at, (part, port)) in self.iter().enumerate() {
+            if let Some((other, _)) = self.iter().take(at).find(|(_, earlier)| *earlier == port && port != 0) {
+                return Some(format!(
+                    "port {port} was given to both {} and {}; choose another with {} or {}",
+                    other.name(),
+                    part.name(),
+                    other.option(),
+                    part.option()
+                ));
+            }
+        }
+        None
+    }
+
+    /// Puts a free port in place of each 0. All are held until the last is chosen, so no two are the same.
+    ///
+    /// # Errors
+    /// When the host has no port left.
+    pub(crate) fn chosen(mut self) -> std::io::Result<Self> {
+        let mut held = Vec::new();
+        for port in self.0.iter_mut().filter(|port| **port == 0) {
+            let listener = TcpListener::bind(("127.0.0.1", 0))?;
+            *port = listener.local_addr()?.port();
+            held.push(listener);
+        }
+        Ok(self)
+    }
+
+    /// Says in words which of the ports are taken, by whom, and what to do. `None`: all are free.
+    ///
+    /// Waits a little for ports of children that were killed a moment ago.
+    pub(crate) async fn taken(&self) -> Option<String> {
+        let mut taken = Vec::new();
+        for _ in 0..20 {
+            taken = self.iter().filter(|(_, port)| !is_free(*port)).collect();
+            if taken.is_empty() {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let mut said = String::new();
+        for (part, port) in taken {
+            let holder = holder_of(port).unwrap_or_else(|| "another process".into());
+            let (what, option) = (part.name(), part.option());
+            let _ = writeln!(
+                said,
+                "port {port} for {what} is taken by {holder}; stop it, or choose another with {option} PORT"
+            );
+        }
+        Some(said.trim_end().to_owned())
+    }
 }
 
 fn is_free(port: u16) -> bool {
@@ -78,24 +189,30 @@ fn holder_of(port: u16) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn any() -> Ports {
+        Ports([0; PARTS.len()]).chosen().unwrap()
+    }
+
     #[tokio::test]
     async fn a_taken_port_names_its_holder_and_the_option() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let said = taken(&[("the gateway", "--gateway-port", port)]).await.unwrap();
+        let mut ports = any();
+        ports.0[Part::Gateway as usize] = port;
+        let said = ports.taken().await.unwrap();
         assert!(
             said.contains(&format!("port {port} for the gateway is taken by process {}", std::process::id())),
             "{said}"
         );
         assert!(said.contains("--gateway-port PORT"), "{said}");
         drop(listener);
-        assert_eq!(taken(&[("the gateway", "--gateway-port", port)]).await, None);
+        assert!(ports.taken().await.is_none_or(|said| !said.contains(&port.to_string())));
     }
 
     #[test]
-    fn one_port_for_two_is_refused() {
-        let said = given_twice(&[("Kafka", "--kafka-port", 1), ("billing", "--billing-port", 1)]).unwrap();
-        assert!(said.contains("both Kafka and billing"), "{said}");
-        assert_eq!(given_twice(&[("Kafka", "--kafka-port", 1), ("billing", "--billing-port", 2)]), None);
+    fn every_part_has_its_own_port_at_its_own_place() {
+        let ports = any();
+        assert_eq!(ports.given_twice(), None);
+        assert!(ports.iter().all(|(part, port)| port != 0 && ports.of(part) == port));
     }
 }

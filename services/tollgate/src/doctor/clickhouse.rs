@@ -1,65 +1,42 @@
-//! What doctor says of ClickHouse itself: whether it answers, and how far its clock is off.
+//! What doctor says of ClickHouse: whether it answers, how far it is migrated, and how far its clock is off.
 
-use std::time::Duration;
-
-use hyper::Method;
 use runtime::Clock;
+use sql::ClickHouseSettings;
 
 use super::report::Report;
-use crate::web::{self, Question};
-
-/// Where ClickHouse is and who asks.
-#[derive(Debug)]
-pub(crate) struct Server<'a> {
-    pub(crate) url: &'a str,
-    pub(crate) user: &'a str,
-    pub(crate) password: &'a str,
-}
 
 /// The fence of an insert is a minute wide; clocks that differ by this much eat a good part of it.
 const SKEW_LIMIT_MICROS: i64 = 2_000_000;
 
-/// Asks one query, as text.
-pub(crate) async fn query(server: &Server<'_>, sql: &str) -> Result<String, String> {
-    let headers = [("x-clickhouse-user", server.user), ("x-clickhouse-key", server.password)];
-    let body = Some(("text/plain", sql.to_owned()));
-    let question =
-        Question { method: Method::POST, url: server.url, headers: &headers, body, limit: Duration::from_secs(5) };
-    let answer = web::ask(question).await?;
-    if answer.is_success() {
-        Ok(answer.text.trim().to_owned())
-    } else {
-        Err(format!("{}: {}", answer.status, answer.text.lines().next().unwrap_or_default()))
-    }
-}
-
-/// Whether it answers, and its clock against this host's. True when it answers.
-pub(crate) async fn check(report: &mut Report, server: &Server<'_>, clock: &dyn Clock) -> bool {
+/// Asks it.
+pub(crate) async fn check(report: &mut Report, settings: &ClickHouseSettings, clock: &dyn Clock) {
     let before = clock.now();
-    let answer = query(server, "SELECT version(), toUnixTimestamp64Micro(now64(6))").await;
+    let asked = settings.status().await;
     let after = clock.now();
-    let text = match answer {
-        Ok(text) => text,
-        Err(reason) => {
+    let status = match asked {
+        Ok(status) => status,
+        Err(error) => {
             report.fail(
-                format!("ClickHouse at {} does not answer: {reason}", server.url),
+                format!("ClickHouse at {}: {error}", settings.url),
                 "start it, or correct url, user and password in [clickhouse]",
             );
-            return false;
+            return;
         }
     };
-    let mut columns = text.split('\t');
-    let version = columns.next().unwrap_or_default();
-    let Some(theirs) = columns.next().and_then(|micros| micros.parse::<i64>().ok()) else {
-        report.fail(
-            format!("what answers at {} is not ClickHouse: {text:?}", server.url),
-            "correct url in [clickhouse]: it is the HTTP interface, port 8123 by default",
-        );
-        return false;
-    };
-    report.ok(format!("ClickHouse {version} answers at {}", server.url));
-    skew(report, "ClickHouse", theirs - before.midpoint(after), (after - before) / 2);
-    true
+    report.ok(format!("ClickHouse {} answers at {}", status.server_version, settings.url));
+    skew(report, "ClickHouse", status.now.0 - before.midpoint(after), (after - before) / 2);
+    let (database, known) = (&settings.database, sql::version());
+    match status.migration {
+        Some(found) if found == known => report.ok(format!("the tables of {database} are at version {found}")),
+        Some(found) if found > known => report.fail(
+            format!("the tables of {database} are at version {found}, this binary knows {known}"),
+            "run the newer Tollgate that migrated it",
+        ),
+        found => report.fail(
+            format!("the tables of {database} are at version {}, this binary needs {known}", found.unwrap_or_default()),
+            "run tollgate migrate with these settings",
+        ),
+    }
 }
 
 /// Says how far a clock is from this host's, given how exactly that could be measured.
@@ -80,12 +57,17 @@ pub(crate) fn skew(report: &mut Report, whose: &str, micros: i64, exact_to: i64)
 mod tests {
     use super::super::report::Level;
     use super::*;
+    use runtime::config::Secret;
 
     #[tokio::test]
     async fn a_server_that_is_not_there_is_said_with_its_address() {
         let mut report = Report::quiet();
-        let server = Server { url: "http://127.0.0.1:1", user: "u", password: "hunter2" };
-        assert!(!check(&mut report, &server, &runtime::SystemClock).await);
+        let settings = ClickHouseSettings {
+            url: "http://127.0.0.1:1".into(),
+            password: Secret::new("hunter2"),
+            ..ClickHouseSettings::default()
+        };
+        check(&mut report, &settings, &runtime::SystemClock).await;
         let said = report.text();
         assert!(said.contains("http://127.0.0.1:1") && said.contains("[clickhouse]"), "{said}");
         assert!(!said.contains("hunter2"), "{said}");

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use super::report::Report;
 
-/// Below this share of what the spool may use, a broker that is down a while fills the disk first.
 const MEBIBYTE: u64 = 1 << 20;
 
 /// Checks that the spool can be written, and that the disk has the room that the settings promise it.
@@ -24,12 +23,12 @@ pub(crate) fn spool(report: &mut Report, directory: &Path, capacity: u64) {
     if let Err(error) = written {
         report.fail(
             format!("the spool directory {shown} cannot be written: {error}"),
-            "give the user that runs the gateway the right to write there, or set [spool] directory to another place",
+            "give the user that runs the gateway the right to write there, or set [spool] dir to another place",
         );
         return;
     }
     match free_bytes(existing) {
-        Ok(free) if free < capacity => report.fail(
+        Ok(free) if free.saturating_add(used(directory)) < capacity => report.fail(
             format!("the spool may use {} MiB, its disk has {} MiB free", capacity / MEBIBYTE, free / MEBIBYTE),
             "free some room, or let the spool use less: when the disk is full first, requests are refused early",
         ),
@@ -39,6 +38,12 @@ pub(crate) fn spool(report: &mut Report, directory: &Path, capacity: u64) {
             "check by hand that the disk has the room the spool may use",
         ),
     }
+}
+
+/// What the spool itself has on the disk already.
+fn used(directory: &Path) -> u64 {
+    let files = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    files.filter_map(|file| file.metadata().ok()).map(|file| file.len()).sum()
 }
 
 fn free_bytes(directory: &Path) -> std::io::Result<u64> {

@@ -138,11 +138,14 @@ fn properties(settings: &KafkaSettings, controller: SocketAddr, log: &str) -> St
     text
 }
 
-/// Java's arguments. The first clean stop leaves an archive of the loaded classes beside the jars, which halves every
-/// later start; one of another Java version is not looked at, and a broken one is ignored by Java.
+/// An archive of loaded classes, beside the jars, makes starts faster. One of another Java version is not looked at, and
+/// Java ignores one of other jars.
+fn archive(lib: &Path, version: &str) -> PathBuf {
+    lib.with_file_name(format!("classes-{version}.jsa"))
+}
+
+/// Java's arguments.
 fn arguments(settings: &KafkaSettings, lib: &Path, version: &str, class: &str, rest: &[&str]) -> Vec<OsString> {
-    let archive = lib.with_file_name(format!("classes-{version}.jsa"));
-    let archive_flag = if archive.exists() { "-XX:SharedArchiveFile=" } else { "-XX:ArchiveClassesAtExit=" };
     let mut arguments: Vec<OsString> = vec![
         "-Xms64m".into(),
         format!("-Xmx{}m", settings.heap_mib).into(),
@@ -152,12 +155,43 @@ fn arguments(settings: &KafkaSettings, lib: &Path, version: &str, class: &str, r
         "-Xlog:cds+dynamic=off".into(),
         "-Dlog4j2.configurationFile=log4j2.xml".into(),
     ];
-    if class == "kafka.Kafka" || archive.exists() {
-        arguments.push(joined(archive_flag, &archive, ""));
+    let archive = archive(lib, version);
+    if archive.exists() {
+        arguments.push(joined("-XX:SharedArchiveFile=", &archive, ""));
     }
     arguments.extend(["-cp".into(), joined("", lib, "/*"), class.into()]);
     arguments.extend(rest.iter().map(OsString::from));
     arguments
+}
+
+/// The archive of classes that the tool which makes the store leaves behind. The broker itself leaves none: it would need
+/// seconds for that when it is to stop.
+struct NewArchive {
+    part: PathBuf,
+    whole: PathBuf,
+}
+
+impl NewArchive {
+    /// `None` if there is one, or where none can be written (Java would end with an error).
+    fn begin(lib: &Path, version: &str) -> Option<Self> {
+        let whole = archive(lib, version);
+        let part = whole.with_extension(format!("{}.part", uuid::Uuid::new_v4().simple()));
+        (!whole.exists() && std::fs::File::create(&part).is_ok()).then_some(Self { part, whole })
+    }
+
+    fn argument(&self) -> OsString {
+        joined("-XX:ArchiveClassesAtExit=", &self.part, "")
+    }
+
+    /// Puts it in its place if Java ended well: whole and on disk, since Java aborts on one whose end is missing. Without
+    /// it everything works, only more slowly.
+    fn finish(self, well: bool) {
+        let kept =
+            || std::fs::File::open(&self.part)?.sync_all().and_then(|()| std::fs::rename(&self.part, &self.whole));
+        if !well || kept().is_err() {
+            let _ = std::fs::remove_file(&self.part);
+        }
+    }
 }
 
 fn joined(before: &str, path: &Path, after: &str) -> OsString {
@@ -191,11 +225,16 @@ fn format(
     let (id, config) = (cluster_id(folder)?, "format.properties");
     write(&folder.join(config), &properties(settings, controller, "log.new"))?;
     let rest = ["format", "--cluster-id", &id, "--config", config];
+    let archive = NewArchive::begin(lib, version);
     let mut command = Command::new(&settings.java);
+    command.args(archive.as_ref().map(NewArchive::argument));
     command.args(arguments(settings, lib, version, "kafka.tools.StorageTool", &rest)).current_dir(folder);
     // One that outlived us would write into what the next start makes.
     process::die_with_parent(&mut command);
     let output = command.output().map_err(|source| KafkaError::NoJava { java: settings.java.clone(), source })?;
+    if let Some(archive) = archive {
+        archive.finish(output.status.success());
+    }
     if !output.status.success() || !new.join("meta.properties").exists() {
         let said = [output.stdout, output.stderr].concat();
         return Err(KafkaError::Format { folder: folder.to_owned(), output: process::tail(&said, 15) });

@@ -3,10 +3,10 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use embedded::kafka::{KafkaChild, KafkaError, KafkaSettings, probe};
+use embedded::kafka::{KafkaChild, KafkaError, KafkaSettings, prepare, probe};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
@@ -16,11 +16,14 @@ use rdkafka::{Offset, TopicPartitionList};
 
 const FOLDER: &str = "TOLLGATE_TEST_FOLDER";
 
+fn tools() -> PathBuf {
+    std::env::var_os("TOLLGATE_TOOLS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools"), PathBuf::from)
+}
+
 fn settings(data: &Path) -> KafkaSettings {
-    let tools = std::env::var_os("TOLLGATE_TOOLS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools"), PathBuf::from);
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    KafkaSettings::new(data, tools, port)
+    KafkaSettings::new(data, tools(), port)
 }
 
 async fn create_topic(brokers: &str) {
@@ -119,9 +122,65 @@ async fn a_broker_that_cannot_start_says_why() {
     assert!(error.contains("num.io.threads"), "{error}");
 }
 
+/// kill -9 of whoever starts Kafka for the first time, while the store is being made.
+#[tokio::test]
+async fn a_store_that_was_cut_off_half_made_is_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut parent = parent(folder.path());
+    let deadline = Instant::now() + Duration::from_secs(90);
+    while !folder.path().join("log.new").exists() {
+        assert!(Instant::now() < deadline && parent.try_wait().unwrap().is_none());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(!folder.path().join("log").exists(), "the store appears whole or not at all");
+    // What a worse moment could leave behind.
+    std::fs::create_dir_all(folder.path().join("log.new/rest")).unwrap();
+    std::fs::write(folder.path().join("log.new/meta.properties"), "cut o").unwrap();
+    let kafka = KafkaChild::start(&settings(folder.path())).await.unwrap();
+    create_topic(&kafka.brokers()).await;
+    assert!(!folder.path().join("log.new").exists());
+    kafka.kill().await;
+}
+
+/// The archive of loaded classes only saves time.
+#[tokio::test]
+async fn kafka_starts_with_an_archive_of_classes_and_with_none_and_with_one_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(&folder.path().join("data"));
+    settings.tools_dir = folder.path().join("tools");
+    let kafka = settings.tools_dir.join("kafka");
+    std::fs::create_dir_all(&kafka).unwrap();
+    std::os::unix::fs::symlink(std::path::absolute(tools().join("kafka/lib")).unwrap(), kafka.join("lib")).unwrap();
+    prepare(&settings).await.unwrap();
+    let archives = || std::fs::read_dir(&kafka).unwrap().map(|f| f.unwrap().path()).filter(|f| !f.ends_with("lib"));
+    let [archive] = archives().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(archive.extension().unwrap(), "jsa");
+    let made = std::fs::read(&archive).unwrap();
+    for bytes in [Some(made), Some(b"no archive".to_vec()), None] {
+        std::fs::remove_file(&archive).unwrap();
+        if let Some(bytes) = &bytes {
+            std::fs::write(&archive, bytes).unwrap();
+        }
+        let kafka = KafkaChild::start(&settings).await.unwrap();
+        assert!(kafka.stop(Duration::from_secs(30)).await);
+        assert_eq!(archive.exists(), bytes.is_some(), "a broker makes none: that would hold up its stop");
+    }
+}
+
+fn parent(folder: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "parent_process"])
+        .env(FOLDER, folder)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 /// Not a test: a parent that starts Kafka and is killed.
 #[tokio::test]
-#[ignore = "the parent process of the test below"]
+#[ignore = "the parent process of other tests"]
 async fn parent_process() {
     let folder = PathBuf::from(std::env::var_os(FOLDER).unwrap());
     let kafka = KafkaChild::start(&settings(&folder)).await.unwrap();
@@ -133,12 +192,7 @@ async fn parent_process() {
 #[tokio::test]
 async fn it_dies_with_its_parent() {
     let folder = tempfile::tempdir().unwrap();
-    let mut parent = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "parent_process"])
-        .env(FOLDER, folder.path())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut parent = parent(folder.path());
     let deadline = Instant::now() + Duration::from_secs(90);
     let line = loop {
         match std::fs::read_to_string(folder.path().join("pid")) {

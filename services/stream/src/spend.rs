@@ -86,6 +86,8 @@ pub struct KeptSpend {
 }
 
 type Place = (Slot, ModelId);
+/// By tenant, slot, model and partition.
+type Sums = HashMap<(TenantId, Slot, ModelId, i32), Amount>;
 
 #[derive(Debug, Default)]
 struct Cell {
@@ -131,7 +133,7 @@ pub struct OwnSpend {
     sources: Vec<Uuid>,
     backlog: u64,
     /// Sums of the segments that are there.
-    by_segment: BTreeMap<u64, HashMap<(TenantId, Slot, ModelId, i32), Amount>>,
+    by_segment: BTreeMap<u64, Sums>,
     /// Sums of segments that are gone.
     kept: Vec<KeptSpend>,
     /// The last balances seen per tenant: from, to, as of.
@@ -197,7 +199,15 @@ impl OwnSpend {
         for batch in done {
             self.backlog = self.backlog.saturating_sub(batch.records);
             for ((tenant, slot, model), amount) in batch.parts {
-                self.cell(&tenant, (slot, model)).deliver(offset, amount);
+                // The fold may be faster than the delivery report: then the balance is here already.
+                let is_shown = shown(&self.seen, &tenant, slot, offset);
+                let cell = self.cell(&tenant, (slot, model));
+                if is_shown {
+                    cell.total.take(amount);
+                    self.tidy(&tenant);
+                } else {
+                    cell.deliver(offset, amount);
+                }
             }
         }
     }
@@ -234,6 +244,12 @@ impl OwnSpend {
                 cell.total.take(amount);
             }
         }
+        self.tidy(tenant);
+    }
+
+    /// Forgets what stands for nothing.
+    fn tidy(&mut self, tenant: &TenantId) {
+        let Some(cells) = self.cells.get_mut(tenant) else { return };
         cells.retain(|_, cell| cell.total != Amount::default() || !cell.delivered.is_empty());
         if cells.is_empty() {
             self.cells.remove(tenant);
@@ -274,14 +290,22 @@ impl OwnSpend {
             self.kept.push(KeptSpend { tenant, slot, model, offset: offset_of(partition), amount });
         }
         let seen = &self.seen;
-        self.kept.retain(|kept| !shown(seen, kept));
+        self.kept.retain(|kept| !shown(seen, &kept.tenant, kept.slot, kept.offset));
+        // However many segments go while no balance comes, there is one sum per tenant, slot and model.
+        self.kept.sort_by(|a, b| (&a.tenant, a.slot, &a.model).cmp(&(&b.tenant, b.slot, &b.model)));
+        self.kept.dedup_by(|next, first| {
+            let same = (&next.tenant, next.slot, &next.model) == (&first.tenant, first.slot, &first.model);
+            if same {
+                first.amount.add(next.amount);
+                first.offset = first.offset.max(next.offset);
+            }
+            same
+        });
         self.kept.clone()
     }
 }
 
-fn shown(seen: &HashMap<TenantId, VecDeque<(Slot, Slot, i64)>>, kept: &KeptSpend) -> bool {
-    seen.get(&kept.tenant)
-        .into_iter()
-        .flatten()
-        .any(|(from, to, as_of)| (*from..*to).contains(&kept.slot) && kept.offset < *as_of)
+/// True if a balance was seen that holds what was spent at `slot` up to `offset`.
+fn shown(seen: &HashMap<TenantId, VecDeque<(Slot, Slot, i64)>>, tenant: &TenantId, slot: Slot, offset: i64) -> bool {
+    seen.get(tenant).into_iter().flatten().any(|(from, to, as_of)| (*from..*to).contains(&slot) && offset < *as_of)
 }

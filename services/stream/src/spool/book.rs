@@ -29,6 +29,8 @@ pub(crate) struct Book {
     pins: BTreeMap<u64, u64>,
     ended: VecDeque<(Position, u64)>,
     pub(crate) delayed: VecDeque<Delayed>,
+    /// Ends that were delayed and are written now.
+    late_ends: u64,
 }
 
 impl Book {
@@ -73,6 +75,22 @@ impl Book {
     /// Open requests.
     pub(crate) fn open(&self) -> u64 {
         self.open
+    }
+
+    /// Keeps an end that the disk refused; returns the number of late ends that tells when it is written.
+    pub(crate) fn delay(&mut self, delayed: Delayed) -> u64 {
+        self.delayed.push_back(delayed);
+        self.late_ends + self.delayed.len() as u64 - 1
+    }
+
+    /// The first of the delayed ends is written.
+    pub(crate) fn late_end(&mut self) {
+        self.late_ends += 1;
+    }
+
+    /// How many delayed ends were written so far; they are in the order in which they came.
+    pub(crate) fn late_ends(&self) -> u64 {
+        self.late_ends
     }
 
     /// True if an end waits for a disk.

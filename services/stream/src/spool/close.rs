@@ -9,8 +9,8 @@ use schemas::codec::encode;
 use schemas::event::{EndReason, RequestFinished, TokensCounted};
 use serde::{Deserialize, Serialize};
 
+use super::draft::{AppendError, Draft};
 use super::frame::{Entry, Tally};
-use super::log::{AppendError, Draft};
 use super::{REQUESTS, TOKENS};
 use crate::partition::partition_of;
 use crate::spend::Spent;

@@ -11,6 +11,9 @@ use crate::spend::KeptSpend;
 
 const CURSOR: &str = "cursor.json";
 const KEPT: &str = "kept-spend.json";
+const SPARE: &str = "spare-room";
+/// Enough for a cursor and some sums.
+const SPARE_BYTES: usize = 256 << 10;
 
 /// How far shipping has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,4 +79,27 @@ impl Kept {
     pub(crate) fn write(&self, disk: &dyn Disk) -> io::Result<()> {
         write(disk, KEPT, self)
     }
+}
+
+/// Gives the room of the spare file back to the disk, so that a cursor can be kept on a full one.
+///
+/// # Errors
+/// What the disk says.
+pub(crate) fn drop_spare(disk: &dyn Disk) -> io::Result<()> {
+    match disk.remove(SPARE) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Sees to it that the spare file takes its room.
+///
+/// # Errors
+/// What the disk says; a later call tries again.
+pub(crate) fn keep_spare(disk: &dyn Disk) -> io::Result<()> {
+    if disk.list()?.iter().any(|name| name == SPARE) {
+        return Ok(());
+    }
+    // Not zeros: a file system may keep no blocks for those.
+    replace(disk, SPARE, &[0x5a; SPARE_BYTES])
 }

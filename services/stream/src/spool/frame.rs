@@ -147,6 +147,13 @@ impl Default for FrameBuilder {
 }
 
 impl FrameBuilder {
+    /// One that writes into `buffer`, whatever is in it.
+    pub fn reusing(mut buffer: Vec<u8>) -> Self {
+        buffer.clear();
+        buffer.resize(FRAME_HEAD, 0);
+        Self { bytes: buffer }
+    }
+
     /// Appends an entry.
     pub fn push(&mut self, entry: &Entry) {
         let start = self.bytes.len();

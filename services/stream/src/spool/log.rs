@@ -2,55 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use ledger::ids::EventId;
-use schemas::codec::CodecError;
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::book::Book;
-use super::disk::{Disk, DiskFile, write_all};
-use super::frame::{self, Entry, FrameBuilder, Position, RECORD_MAX, Record};
+use super::disk::{Disk, DiskFile, read_up_to, write_all};
+use super::draft::{AppendError, Draft, Drafted, Numbering};
+use super::frame::{self, Entry, Position};
+use super::meters::Meters;
 use super::segment::{FORMAT, Header, Previous, TopicSpec, name_of};
 
 /// After a disk refused a write, this long nothing is tried, microseconds.
-const RETRY_AFTER: i64 = 100_000;
-
-/// Why a frame was not appended. The spool is then as if it had not been tried.
-#[derive(Debug, thiserror::Error)]
-pub enum AppendError {
-    /// The disk refused, and a fresh segment as well.
-    #[error("the spool's disk refused the write ({0}); is it full or failing?")]
-    Disk(io::Error),
-    /// An event could not be encoded.
-    #[error("an event could not be encoded: {0}")]
-    Encode(#[from] CodecError),
-    /// A record above the limit that every broker takes.
-    #[error("a record of {0} bytes is above the limit of {RECORD_MAX}")]
-    TooLarge(usize),
-    /// Counts that cannot be: negative deltas or above 2^40.
-    #[error("the counts of a request are out of bounds: {0}")]
-    Counts(#[from] ledger::tokens::TokenError),
-    /// The spool was closed.
-    #[error("the spool is closed: the process is stopping")]
-    Closed,
-}
-
-/// Where the numbering of the current source stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Numbering {
-    /// The source; nil before the first one.
-    pub source: Uuid,
-    /// The one before.
-    pub before: Option<Uuid>,
-    /// Last `seq` per topic, per partition.
-    pub seqs: Vec<Vec<u64>>,
-    /// No record may be earlier.
-    pub time: i64,
-    /// Events made, for their ids.
-    pub made: u64,
-}
+const RETRY_AFTER: u64 = 100_000;
 
 #[derive(Debug)]
 struct Active {
@@ -73,6 +40,8 @@ pub(crate) struct State {
     active: Active,
     /// Frames of the active segment beyond the frontier, kept until fsync covers them.
     unsynced: Vec<u8>,
+    /// The bytes of the last frame, kept so that the next one needs no allocation.
+    scratch: Vec<u8>,
     frontier: Position,
     syncing: bool,
     /// Lengths of the segments before the active one.
@@ -81,6 +50,11 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Number of segments.
+    pub(crate) fn segments(&self) -> u64 {
+        self.sealed.len() as u64 + 1
+    }
+
     /// Bytes of all segments.
     pub(crate) fn bytes(&self) -> u64 {
         self.sealed.values().sum::<u64>() + self.active.len
@@ -113,90 +87,6 @@ impl State {
     }
 }
 
-/// A frame in the making: numbers that count only if the frame is written.
-#[derive(Debug)]
-pub(crate) struct Draft<'a> {
-    numbering: &'a Numbering,
-    topics: &'a [TopicSpec],
-    time: i64,
-    taken: Vec<(u8, i32)>,
-    made: u64,
-    frame: FrameBuilder,
-}
-
-impl Draft<'_> {
-    /// The source that numbers.
-    pub(crate) fn source(&self) -> Uuid {
-        self.numbering.source
-    }
-
-    /// When this frame's events occur.
-    pub(crate) fn time(&self) -> i64 {
-        self.time
-    }
-
-    /// The topics.
-    pub(crate) fn topics(&self) -> &[TopicSpec] {
-        self.topics
-    }
-
-    /// Last numbers of the source, without this draft's own.
-    pub(crate) fn seqs(&self) -> &[Vec<u64>] {
-        &self.numbering.seqs
-    }
-
-    /// The next number of a partition; it has to be used.
-    pub(crate) fn seq(&mut self, topic: u8, partition: i32) -> u64 {
-        self.taken.push((topic, partition));
-        let own = self.taken.iter().filter(|&&taken| taken == (topic, partition)).count();
-        self.numbering.seqs[topic as usize][partition as usize] + own as u64
-    }
-
-    /// The id of a new event: a UUIDv7 that is unique in its source, made without asking the host for chance. It differs
-    /// from what recovery would give to a record with this number, so that a restored volume is found out.
-    pub(crate) fn event_id(&mut self) -> EventId {
-        self.made += 1;
-        let (high, low) = self.numbering.source.as_u64_pair();
-        let mixed = mix(high ^ mix(low.wrapping_add(self.made)));
-        let mut random = [0; 10];
-        random[..8].copy_from_slice(&mixed.to_be_bytes());
-        random[8..].copy_from_slice(&(self.made as u16).to_be_bytes());
-        let millis = u64::try_from(self.time / 1000).unwrap_or(0);
-        EventId(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
-    }
-
-    /// Adds an entry.
-    pub(crate) fn push(&mut self, entry: &Entry) {
-        self.frame.push(entry);
-    }
-
-    /// Adds a record under the current source.
-    pub(crate) fn record(
-        &mut self,
-        topic: u8,
-        partition: i32,
-        seq: u64,
-        key: Option<Vec<u8>>,
-        value: Option<Vec<u8>>,
-        headers: Vec<(String, Vec<u8>)>,
-    ) -> Result<(), AppendError> {
-        let record =
-            Record { source: self.numbering.source, topic, partition, seq, time: self.time, key, value, headers };
-        if record.size() > RECORD_MAX {
-            return Err(AppendError::TooLarge(record.size()));
-        }
-        self.frame.push(&Entry::Record(record));
-        Ok(())
-    }
-}
-
-/// SplitMix64's finisher: a bijection that spreads a counter over all bits.
-fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 pub(crate) type Guard<'a> = MutexGuard<'a, State>;
 
 /// The writer. All of its methods may be called from any thread.
@@ -211,6 +101,9 @@ pub(crate) struct Log {
     /// Something to sync, a sync ended, or the spool closed.
     changed: Condvar,
     frontier: watch::Sender<Position>,
+    /// Records that are not acknowledged.
+    pending: AtomicU64,
+    pub(super) meters: OnceLock<Meters>,
 }
 
 /// What a new [`Log`] goes on from.
@@ -223,6 +116,10 @@ pub(crate) struct Begin {
     pub numbering: Numbering,
     /// Valid lengths of the segments that are there.
     pub segments: BTreeMap<u64, u64>,
+    /// Records in them that are not acknowledged.
+    pub pending: u64,
+    /// What lies before it was shipped, so it was durable once.
+    pub shipped: Position,
 }
 
 impl Log {
@@ -231,10 +128,10 @@ impl Log {
     /// # Errors
     /// What the disk says.
     pub(crate) fn begin(disk: Arc<dyn Disk>, begin: Begin) -> io::Result<Self> {
-        let Begin { spool, boot, topics, segment_bytes, numbering, segments } = begin;
+        let Begin { spool, boot, topics, segment_bytes, numbering, segments, pending, shipped } = begin;
         let last = segments.last_key_value().map(|(number, length)| (*number, *length));
-        if let Some((number, _)) = last {
-            disk.open(&name_of(number))?.sync()?;
+        if let Some((number, length)) = last {
+            make_durable(&*disk, number, shipped, length)?;
         }
         let number = last.map_or(1, |(number, _)| number + 1);
         let previous = last.map(|(segment, length)| Previous { segment, length });
@@ -248,6 +145,7 @@ impl Log {
             closed: false,
             active: Active { number, file, len: bytes.len() as u64, broken: false, suspect: false },
             unsynced: Vec::new(),
+            scratch: Vec::new(),
             frontier,
             syncing: false,
             sealed: segments,
@@ -262,6 +160,8 @@ impl Log {
             state: Mutex::new(state),
             changed: Condvar::new(),
             frontier: watch::Sender::new(frontier),
+            pending: AtomicU64::new(pending),
+            meters: OnceLock::new(),
         })
     }
 
@@ -286,10 +186,6 @@ impl Log {
         self.spool
     }
 
-    pub(crate) fn boot(&self) -> Uuid {
-        self.boot
-    }
-
     /// Tells who waits for the frontier.
     pub(crate) fn watch(&self) -> watch::Receiver<Position> {
         self.frontier.subscribe()
@@ -303,12 +199,13 @@ impl Log {
         now: i64,
         build: &mut dyn FnMut(&mut Draft<'_>) -> Result<(), AppendError>,
     ) -> (Guard<'a>, Result<Position, AppendError>) {
-        if state.active.broken && state.failed_at.is_some_and(|at| (now - at).abs() < RETRY_AFTER) {
+        if state.active.broken && state.failed_at.is_some_and(|at| now.abs_diff(at) < RETRY_AFTER) {
             return (state, Err(AppendError::Disk(io::ErrorKind::StorageFull.into())));
         }
         let mut tries = 0;
         loop {
-            if state.active.broken || state.active.len >= self.segment_bytes {
+            // The flusher rolls at the limit, so that a request seldom has to wait for it.
+            if state.active.broken || state.active.len >= self.segment_bytes + self.segment_bytes / 4 {
                 if state.syncing {
                     state = self.wait(state);
                     continue;
@@ -319,28 +216,28 @@ impl Log {
                 }
                 continue;
             }
-            let mut draft = Draft {
-                time: now.max(state.numbering.time),
-                topics: &self.topics,
-                taken: Vec::new(),
-                made: state.numbering.made,
-                frame: FrameBuilder::default(),
-                numbering: &state.numbering,
-            };
+            let buffer = std::mem::take(&mut state.scratch);
+            let mut draft = Draft::new(&state.numbering, &self.topics, now, buffer);
             if let Err(error) = build(&mut draft) {
                 return (state, Err(error));
             }
-            let Draft { time, taken, made, frame, .. } = draft;
-            match self.write(&mut state, &frame.finish()) {
+            let Drafted { bytes, time, taken, made } = draft.done();
+            let result = self.write(&mut state, &bytes);
+            state.scratch = bytes;
+            match result {
                 Ok(end) => {
-                    for (topic, partition) in taken {
+                    for &(topic, partition) in &taken {
                         state.numbering.seqs[topic as usize][partition as usize] += 1;
                     }
                     (state.numbering.time, state.numbering.made, state.failed_at) = (time, made, None);
-                    self.changed.notify_all();
+                    self.pending.fetch_add(taken.len() as u64, Ordering::Relaxed);
+                    if let Some(meters) = self.meters.get() {
+                        taken.iter().for_each(|&(topic, _)| meters.record(topic));
+                    }
                     return (state, Ok(end));
                 }
                 Err(error) => {
+                    self.failed("write");
                     tracing::warn!(segment = state.active.number, %error, "a write to the spool failed; going on in a new segment");
                     state.active.broken = true;
                     tries += 1;
@@ -368,8 +265,29 @@ impl Log {
             }
         }
         active.len += frame.len() as u64;
+        // Whoever syncs needs to be woken by the first frame only.
+        if state.unsynced.is_empty() {
+            self.changed.notify_all();
+        }
         state.unsynced.extend_from_slice(frame);
         Ok(state.head())
+    }
+
+    fn failed(&self, kind: &str) {
+        if let Some(meters) = self.meters.get() {
+            meters.error(kind);
+        }
+    }
+
+    fn sync(&self, file: &dyn DiskFile) -> io::Result<()> {
+        let begun = Instant::now();
+        let result = file.sync();
+        match (&result, self.meters.get()) {
+            (Ok(()), Some(meters)) => meters.synced(begun.elapsed()),
+            (Err(_), Some(meters)) => meters.error("fsync"),
+            (_, None) => {}
+        }
+        result
     }
 
     /// Goes on in a new segment. What fsync has not covered is made durable in the old one, or written again in the new
@@ -377,7 +295,7 @@ impl Log {
     fn roll(&self, state: &mut State) -> io::Result<()> {
         state.active.broken = true;
         if !state.active.suspect && !state.unsynced.is_empty() {
-            match state.active.file.sync() {
+            match self.sync(&*state.active.file) {
                 Ok(()) => {
                     state.unsynced.clear();
                     state.frontier = state.head();
@@ -415,6 +333,15 @@ impl Log {
     /// # Errors
     /// When the disk refuses that too: the frontier stays, and nothing is appended until a later call succeeds.
     pub(crate) fn flush(&self) -> io::Result<Position> {
+        self.sync_written(true)
+    }
+
+    /// The same, without a new segment unless the disk forces one: for the frame that ends a numbering.
+    pub(crate) fn flush_in_place(&self) -> io::Result<Position> {
+        self.sync_written(false)
+    }
+
+    fn sync_written(&self, may_roll: bool) -> io::Result<Position> {
         let mut state = self.lock();
         while state.syncing {
             state = self.wait(state);
@@ -429,29 +356,30 @@ impl Log {
         let (file, end, covered) = (Arc::clone(&state.active.file), state.head(), state.unsynced.len());
         state.syncing = true;
         drop(state);
-        let result = file.sync();
+        let result = self.sync(&*file);
         let mut state = self.lock();
         state.syncing = false;
         match result {
             Ok(()) => {
                 state.unsynced.drain(..covered);
                 state.frontier = end;
+                self.publish(&state);
+                if state.active.len < self.segment_bytes || !may_roll {
+                    return Ok(state.frontier);
+                }
             }
             Err(error) => {
                 tracing::error!(segment = state.active.number, %error, "a sync of the spool failed; writing again what it should have covered");
                 state.active.suspect = true;
-                if let Err(error) = self.roll(&mut state) {
-                    self.changed.notify_all();
-                    return Err(error);
-                }
             }
         }
-        self.publish(&state);
-        Ok(state.frontier)
+        let rolled = self.roll(&mut state);
+        self.changed.notify_all();
+        rolled.map(|()| state.frontier)
     }
 
     /// Waits until there is something to sync (true), or the spool is closed and all is synced (false).
-    pub(crate) fn wait_for_work(&self, limit: std::time::Duration) -> bool {
+    pub(crate) fn wait_for_work(&self, limit: Duration) -> bool {
         let mut state = self.lock();
         loop {
             if !state.unsynced.is_empty() || state.book.has_delayed() {
@@ -466,12 +394,22 @@ impl Log {
     }
 
     /// Waits for the frontier to pass `beyond`, at most so long.
-    pub(crate) fn wait_for_frontier(&self, beyond: Position, limit: std::time::Duration) {
+    pub(crate) fn wait_for_frontier(&self, beyond: Position, limit: Duration) {
         let state = self.lock();
         if state.frontier <= beyond {
             let waiting = |state: &mut State| state.frontier <= beyond;
             drop(self.changed.wait_timeout_while(state, limit, waiting));
         }
+    }
+
+    /// Records that are not acknowledged.
+    pub(crate) fn pending(&self) -> u64 {
+        self.pending.load(Ordering::Relaxed)
+    }
+
+    /// So many of them are now.
+    pub(crate) fn acknowledged(&self, records: u64) {
+        self.pending.fetch_sub(records.min(self.pending()), Ordering::Relaxed);
     }
 
     /// Wakes whoever waits.
@@ -488,38 +426,38 @@ impl Log {
         }
     }
 
-    /// Removes the oldest segment, if it lies before `cursor` and nothing in it is still open.
+    /// The oldest segment, if it lies before `acked` and nothing in it is still open.
+    pub(crate) fn removable(&self, acked: Position) -> Option<u64> {
+        let mut state = self.lock();
+        let frontier = state.frontier;
+        state.book.unpin(frontier);
+        let number = *state.sealed.keys().next()?;
+        (number < acked.segment && !state.book.is_pinned(number)).then_some(number)
+    }
+
+    /// Removes a segment that [`Log::removable`] named.
     ///
     /// # Errors
     /// What the disk says; the segment then counts as still there.
-    pub(crate) fn remove_oldest(&self, cursor: Position) -> io::Result<Option<u64>> {
-        let number = {
-            let mut state = self.lock();
-            let frontier = state.frontier;
-            state.book.unpin(frontier);
-            let Some(number) = removable(&state, cursor) else { return Ok(None) };
-            number
-        };
+    pub(crate) fn remove(&self, number: u64) -> io::Result<()> {
         match self.disk.remove(&name_of(number)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         self.lock().sealed.remove(&number);
-        Ok(Some(number))
-    }
-
-    /// The oldest segment, if it may go.
-    pub(crate) fn removable(&self, cursor: Position) -> Option<u64> {
-        let mut state = self.lock();
-        let frontier = state.frontier;
-        state.book.unpin(frontier);
-        removable(&state, cursor)
+        Ok(())
     }
 }
 
-fn removable(state: &State, cursor: Position) -> Option<u64> {
-    let number = *state.sealed.keys().next()?;
-    (number < cursor.segment && !state.book.is_pinned(number)).then_some(number)
+/// Makes the last segment of a process that is gone durable. Its bytes may be in memory only, and its last sync may have
+/// failed, after which another one proves nothing; so they are written once more, in their place.
+fn make_durable(disk: &dyn Disk, number: u64, shipped: Position, length: u64) -> io::Result<()> {
+    let file = disk.open(&name_of(number))?;
+    let from = if shipped.segment == number { shipped.offset } else { 0 };
+    let mut bytes = vec![0; usize::try_from(length.saturating_sub(from)).unwrap_or(0)];
+    let read = read_up_to(&*file, &mut bytes, from)?;
+    write_all(&*file, &bytes[..read], from)?;
+    file.sync()
 }
 
 /// A new segment with these first bytes: there whole and durable, or not at all.

@@ -8,13 +8,16 @@ mod book;
 mod close;
 pub mod cursor;
 pub mod disk;
+mod draft;
 pub mod frame;
 mod log;
+mod meters;
 mod open;
 mod reader;
 mod request;
 mod scan;
 pub mod segment;
+mod settings;
 pub mod sim_disk;
 #[cfg(test)]
 mod tests;
@@ -22,7 +25,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,108 +32,33 @@ use std::time::Duration;
 use ledger::ids::{ModelId, SourceId, SpoolId, TenantId};
 use ledger::time::{Micros, Slot};
 use runtime::Clock;
+use runtime::metrics::{self, Metrics};
 use schemas::mark::Mark;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::inflight::Table;
 use crate::spend::{Amount, OwnSpend, Spent};
+use cursor::Cursor;
+use draft::Draft;
 use frame::{Entry, Position};
-use log::{Draft, Log};
+use log::{Log, State};
+use meters::Meters;
 
 pub use book::CLOSING_ROOM;
 pub use close::{Admission, Finish, Settled, Usage, settle};
-pub use log::AppendError;
+pub use draft::AppendError;
 pub use open::{LostRequest, OpenError, Opened, Recovery};
 pub use request::{AdmitError, Checkpoint, Finished, OpenRequest};
 pub use scan::ScanError;
 pub use segment::TopicSpec;
+pub use settings::{Durability, SpoolSettings};
 
-pub(crate) use reader::Reader;
+pub(crate) use reader::{ReadFrame, Reader};
 
 /// Index of the tokens topic among the topics of a gateway's spool.
 pub const TOKENS: u8 = 0;
 /// Index of the requests topic among the topics of a gateway's spool.
 pub const REQUESTS: u8 = 1;
-
-/// When the end of an answer may leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Durability {
-    /// When the end is written: a crash of the process loses nothing, one of the host at most what fsync had not covered.
-    #[default]
-    Process,
-    /// When fsync has covered it: a crash of the host loses nothing either.
-    Host,
-}
-
-/// `[spool]` of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct SpoolSettings {
-    /// The directory; one process at a time.
-    pub dir: PathBuf,
-    /// No request is admitted that could take the spool beyond so many bytes.
-    pub max_bytes: u64,
-    /// A new segment is begun after so many bytes.
-    pub segment_bytes: u64,
-    /// Requests that can be open at once.
-    pub slots: u32,
-    /// Writes are gathered so long before an fsync, in milliseconds; at most 20.
-    pub fsync_interval_ms: u64,
-    /// See [`Durability`].
-    pub durability: Durability,
-    /// A running stream is billed again after so many milliseconds.
-    pub checkpoint_interval_ms: u64,
-    /// A running stream is billed again after so many tokens.
-    pub checkpoint_tokens: u64,
-    /// Every partition gets a heartbeat after so many milliseconds.
-    pub heartbeat_interval_ms: u64,
-}
-
-impl Default for SpoolSettings {
-    fn default() -> Self {
-        Self {
-            dir: PathBuf::from(".tollgate/spool"),
-            max_bytes: 4 << 30,
-            segment_bytes: 64 << 20,
-            slots: 4096,
-            fsync_interval_ms: 10,
-            durability: Durability::Process,
-            checkpoint_interval_ms: 2000,
-            checkpoint_tokens: 256,
-            heartbeat_interval_ms: 1000,
-        }
-    }
-}
-
-impl SpoolSettings {
-    /// What is wrong with the settings; nothing if they can be used.
-    pub fn validate(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let mut check = |good: bool, said: &str| {
-            if !good {
-                wrong.push(format!("spool.{said}"));
-            }
-        };
-        check(!self.dir.as_os_str().is_empty(), "dir must name a directory");
-        check(self.segment_bytes >= 1 << 16, "segment_bytes must be at least 65536");
-        check(self.segment_bytes <= 1 << 30, "segment_bytes must be at most 1073741824");
-        check(
-            self.max_bytes >= self.segment_bytes.saturating_mul(2),
-            "max_bytes must be at least twice segment_bytes, so that a full segment can go while another fills",
-        );
-        check((1..=1 << 20).contains(&self.slots), "slots must be 1 to 1048576");
-        check((1..=20).contains(&self.fsync_interval_ms), "fsync_interval_ms must be 1 to 20");
-        check(self.checkpoint_interval_ms >= 100, "checkpoint_interval_ms must be at least 100");
-        check(self.checkpoint_tokens >= 1, "checkpoint_tokens must be at least 1");
-        check(
-            (100..=60_000).contains(&self.heartbeat_interval_ms),
-            "heartbeat_interval_ms must be 100 to 60000: periods close only when heartbeats come",
-        );
-        wrong
-    }
-}
 
 /// The topics of a gateway's spool: tokens and requests, with so many partitions each.
 pub fn gateway_topics(partitions: i32) -> Vec<TopicSpec> {
@@ -144,12 +71,18 @@ pub fn gateway_topics(partitions: i32) -> Vec<TopicSpec> {
 pub struct SpoolStats {
     /// Bytes written and not yet acknowledged by Kafka.
     pub unshipped_bytes: u64,
+    /// Records written and not yet acknowledged by Kafka.
+    pub unshipped_records: u64,
     /// Bytes of all segments.
     pub bytes: u64,
     /// The limit.
     pub max_bytes: u64,
     /// Room kept for the ends of open requests.
     pub reserved_bytes: u64,
+    /// True if no request would be admitted now.
+    pub full: bool,
+    /// Segments.
+    pub segments: u64,
     /// Open requests.
     pub open_requests: u64,
     /// Ends that wait for the disk to take them.
@@ -160,13 +93,16 @@ pub struct SpoolStats {
     pub disk_errors: u64,
 }
 
-/// What the last watermark promised, as a frame of the spool says it.
+/// Beyond everything.
+pub(crate) const END: Position = Position { segment: u64::MAX, offset: 0 };
+
+/// What a watermark promised when it was appended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watermark {
+pub(crate) struct Watermark {
     /// The source.
-    pub source: SourceId,
-    /// Nothing of it will be earlier.
-    pub time: Micros,
+    pub source: Uuid,
+    /// Nothing of it will be earlier, microseconds since the Unix epoch.
+    pub time: i64,
     /// Its last `seq` per topic, per partition, at that moment.
     pub seqs: Vec<Vec<u64>>,
 }
@@ -180,9 +116,11 @@ pub(crate) struct Inner {
     source: SourceId,
     clock: Arc<dyn Clock>,
     /// Where shipping stands, as `cursor.json` says.
-    cursor: Mutex<cursor::Cursor>,
+    cursor: Mutex<Cursor>,
     oldest_unshipped: AtomicI64,
     disk_errors: AtomicU64,
+    /// Requests of the process before that were finished at the start.
+    recovered: usize,
     /// The lock of the directory: given back with the last handle.
     _lock: Option<File>,
 }
@@ -262,9 +200,18 @@ impl Spool {
 
     /// What [`Durability`] asks for before the end of an answer leaves.
     pub async fn settled(&self, finished: &Finished) {
-        if self.0.settings.durability == Durability::Host {
-            self.durable(finished.position).await;
+        if self.0.settings.durability == Durability::Process || finished.lost {
+            return;
         }
+        let mut frontier = self.0.log.watch();
+        // The frontier moves after every end that was written late; the sender lives as long as `self`.
+        while finished.delayed && self.0.log.lock().book.late_ends() <= finished.ticket {
+            if frontier.changed().await.is_err() {
+                return;
+            }
+        }
+        let written = if finished.delayed { self.0.log.lock().head() } else { finished.position };
+        self.durable(written).await;
     }
 
     /// Figures for metrics.
@@ -274,9 +221,12 @@ impl Spool {
         let oldest = self.0.oldest_unshipped.load(Ordering::Relaxed);
         SpoolStats {
             unshipped_bytes: state.bytes_since(acked.max(Position { segment: state.oldest(), offset: 0 })),
+            unshipped_records: self.0.log.pending(),
             bytes: state.bytes(),
             max_bytes: self.0.settings.max_bytes,
             reserved_bytes: state.book.reserved(),
+            full: !self.has_room(&state, CLOSING_ROOM),
+            segments: state.segments(),
             open_requests: state.book.open(),
             delayed_ends: state.book.delayed.len() as u64,
             oldest_unshipped: (oldest != i64::MAX).then_some(Micros(oldest)),
@@ -284,22 +234,62 @@ impl Spool {
         }
     }
 
-    /// Appends a watermark: from now on nothing is earlier. It may be told to anybody once it is durable.
+    /// Counts from now on in `metrics`, what the start recovered included. Once per registry.
+    ///
+    /// # Errors
+    /// When the names are taken in this registry.
+    pub fn meter(&self, metrics: &Metrics) -> Result<(), metrics::Error> {
+        let made = Meters::new(metrics, self.topics(), self.0.settings.max_bytes, self.0.recovered)?;
+        // A spool that is metered already stays with its first registry.
+        let _ = self.0.log.meters.set(made);
+        self.observe();
+        Ok(())
+    }
+
+    /// Brings the gauges up to date.
+    pub(crate) fn observe(&self) {
+        if let Some(meters) = self.0.log.meters.get() {
+            let stats = self.stats();
+            meters.stand(stats.bytes, stats.segments, stats.full);
+        }
+    }
+
+    /// Room that is always left for the marks of a stop and of the start after it, in bytes.
+    fn stop_room(&self) -> u64 {
+        let partitions: u64 = self.topics().iter().map(|topic| topic.partitions.max(0) as u64).sum();
+        (partitions * 512 + 4096) * 2
+    }
+
+    /// Bytes that are used or spoken for.
+    fn taken(&self, state: &State) -> u64 {
+        state.bytes() + state.book.reserved() + self.stop_room()
+    }
+
+    fn has_room(&self, state: &State, bytes: u64) -> bool {
+        self.taken(state) + bytes <= self.0.settings.max_bytes
+    }
+
+    /// Appends a watermark: from now on nothing is earlier. It may be told to anybody once it is durable. None if there
+    /// is no room to spare.
     ///
     /// # Errors
     /// See [`AppendError`].
-    pub fn watermark(&self) -> Result<Position, AppendError> {
+    pub fn watermark(&self) -> Result<Option<Position>, AppendError> {
         let now = self.0.clock.now();
         let state = self.0.log.lock();
         if state.closed {
             return Err(AppendError::Closed);
+        }
+        let numbers: usize = state.numbering.seqs.iter().map(Vec::len).sum();
+        if !self.has_room(&state, 64 + 8 * numbers as u64) {
+            return Ok(None);
         }
         let build = &mut |draft: &mut Draft<'_>| {
             let entry = Entry::Watermark { source: draft.source(), time: draft.time(), seqs: draft.seqs().to_vec() };
             draft.push(&entry);
             Ok(())
         };
-        self.0.log.append(state, now, build).1
+        self.0.log.append(state, now, build).1.map(Some)
     }
 
     /// Ends a clean stop: nothing is admitted any more, and every partition gets the mark `SpoolDrained`. Returns how many
@@ -310,7 +300,7 @@ impl Spool {
     pub fn close(&self) -> Result<u64, AppendError> {
         self.retry_delayed();
         let now = self.0.clock.now();
-        let state = self.0.log.lock();
+        let mut state = self.0.log.lock();
         let open = state.book.open();
         if state.closed {
             return Ok(open);
@@ -322,9 +312,10 @@ impl Spool {
                 mark(draft, topic, partition, seq, &Mark::SpoolDrained { spool, source, seq })
             })
         };
-        let (mut state, result) =
-            if open == 0 { self.0.log.append(state, now, build) } else { (state, Ok(Position::default())) };
+        // Nobody is let in while the frame waits for the disk.
         state.closed = true;
+        let (state, result) =
+            if open == 0 { self.0.log.append(state, now, build) } else { (state, Ok(Position::default())) };
         drop(state);
         self.0.log.wake();
         result.map(|_| open)
@@ -334,43 +325,109 @@ impl Spool {
     pub fn retry_delayed(&self) {
         let mut state = self.0.log.lock();
         while let Some(delayed) = state.book.delayed.pop_front() {
-            let (tenant, model) = (&delayed.closing.admission.tenant, &delayed.closing.admission.model);
             let (again, result) = self.append_closing(state, &delayed.closing);
             state = again;
-            match result {
-                Ok(position) => {
-                    state.book.ended(position, delayed.pin);
-                    let (at, amount) = delayed.promised;
-                    self.own_spend().withdrawn(tenant, model, at, amount);
-                }
-                Err(_) => {
+            let position = match result {
+                Ok(position) => position,
+                Err(error) if error.is_passing() => {
                     state.book.delayed.push_front(delayed);
                     return;
                 }
-            }
+                Err(error) => {
+                    let (again, position) = self.write_off(state, &delayed.closing, &error);
+                    state = again;
+                    position
+                }
+            };
+            state.book.ended(position, delayed.pin);
+            state.book.late_end();
+            let a = &delayed.closing.admission;
+            let (at, amount) = delayed.promised;
+            self.own_spend().withdrawn(&a.tenant, &a.model, at, amount);
         }
     }
 
     /// A cursor's copy.
-    pub fn cursor(&self) -> cursor::Cursor {
+    pub fn cursor(&self) -> Cursor {
         self.0.cursor.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Keeps a new cursor, then lets segments go that nobody needs any more.
+    /// Keeps a new cursor.
     ///
     /// # Errors
     /// What the disk says; the old cursor then stands, and some records would be sent again.
-    pub(crate) fn advance(&self, cursor: &cursor::Cursor) -> io::Result<()> {
+    pub(crate) fn advance(&self, cursor: &Cursor) -> io::Result<()> {
         let disk = self.0.log.disk();
-        cursor.write(disk)?;
+        if let Err(error) = cursor.write(disk) {
+            // Only a kept cursor lets segments go, and only that makes room on a full disk: the room kept for this is
+            // used, and nobody else may take it meanwhile.
+            let state = self.0.log.lock();
+            tracing::warn!(%error, "the spool's cursor could not be kept; trying with the room kept for it");
+            cursor::drop_spare(disk)?;
+            cursor.write(disk)?;
+            drop(state);
+        }
         *self.0.cursor.lock().unwrap_or_else(PoisonError::into_inner) = cursor.clone();
+        Ok(())
+    }
+
+    /// Lets segments go that nobody needs any more: shipped as a whole, and nothing admitted in them is open.
+    ///
+    /// # Errors
+    /// What the disk says; some of them are then still there.
+    pub(crate) fn reclaim(&self) -> io::Result<()> {
+        let (disk, cursor) = (self.0.log.disk(), self.cursor());
+        let mut removed = false;
         while let Some(number) = self.0.log.removable(cursor.acked) {
             let offset_of = |partition| cursor.offset(TOKENS, partition).unwrap_or(-1);
             let spend = self.own_spend().keep(number, offset_of);
-            cursor::Kept { through: number, spend }.write(disk)?;
-            self.0.log.remove_oldest(cursor.acked)?;
+            let kept = cursor::Kept { through: number, spend };
+            if kept.write(disk).is_err() {
+                cursor::drop_spare(disk)?;
+                kept.write(disk)?;
+            }
+            self.0.log.remove(number)?;
+            removed = true;
         }
-        Ok(())
+        if removed { cursor::keep_spare(disk) } else { Ok(()) }
+    }
+
+    /// The next durable frame of a reader.
+    ///
+    /// # Errors
+    /// What the disk says; `InvalidData` if what was durable is not there any more.
+    pub(crate) fn read(&self, reader: &mut Reader) -> io::Result<Option<ReadFrame>> {
+        reader.next(&self.0.log)
+    }
+
+    /// True if something durable lies beyond `position`.
+    pub(crate) fn is_beyond(&self, position: Position) -> bool {
+        self.frontier() > position
+    }
+
+    /// Waits until something durable lies beyond `position`, at most so long.
+    pub(crate) fn wait_beyond(&self, position: Position, limit: Duration) {
+        self.0.log.wait_for_frontier(position, limit);
+    }
+
+    /// Records that are not acknowledged.
+    pub(crate) fn pending(&self) -> u64 {
+        self.0.log.pending()
+    }
+
+    pub(crate) fn acknowledged(&self, records: u64) {
+        self.0.log.acknowledged(records);
+    }
+
+    /// True once [`Spool::close`] was called.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.log.lock().closed
+    }
+
+    /// True if everything that was written is durable.
+    pub(crate) fn is_flushed(&self) -> bool {
+        let state = self.0.log.lock();
+        state.frontier() == state.head() && !state.book.has_delayed()
     }
 
     pub(crate) fn set_oldest_unshipped(&self, time: Option<i64>) {
@@ -422,10 +479,10 @@ impl Flusher {
         let interval = Duration::from_millis(spool.0.settings.fsync_interval_ms);
         while spool.0.log.wait_for_work(Duration::from_millis(100)) {
             // Gather what comes meanwhile; the frontier does not move by itself, so this waits its full time.
-            spool.0.log.wait_for_frontier(Position { segment: u64::MAX, offset: 0 }, interval);
+            spool.0.log.wait_for_frontier(END, interval);
             if let Err(error) = spool.flush() {
                 tracing::error!(%error, "the spool cannot be made durable; nothing is shipped until it can");
-                spool.0.log.wait_for_frontier(Position { segment: u64::MAX, offset: 0 }, interval * 10);
+                spool.0.log.wait_for_frontier(END, interval * 10);
             }
             spool.retry_delayed();
         }

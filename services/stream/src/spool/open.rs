@@ -19,10 +19,11 @@ use schemas::mark::Mark;
 use uuid::Uuid;
 
 use super::close::{Closing, Finish, Settled, Usage, close, settle};
-use super::cursor::{Cursor, Kept};
+use super::cursor::{Cursor, Kept, keep_spare};
 use super::disk::{Disk, HostDisk};
+use super::draft::{AppendError, Draft, Numbering};
 use super::frame::{Entry, Position, Record, Tally};
-use super::log::{AppendError, Begin, Draft, Log, Numbering};
+use super::log::{Begin, Log};
 use super::scan::{OpenEntry, Scan, ScanError, scan};
 use super::{Flusher, Inner, Spool, SpoolSettings, TOKENS, TopicSpec, boot_id, for_each_partition, mark};
 use crate::inflight::{self, SlotImage, Table};
@@ -77,7 +78,8 @@ pub struct LostRequest {
 /// What the start found and did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovery {
-    /// True for a directory that never held a spool: the id is to be registered.
+    /// True for a directory that never held a spool. A kill may come before the id is registered, so whether it is has to
+    /// be asked of `control` at every start.
     pub first_start: bool,
     /// The source of the process before.
     pub before: Option<SourceId>,
@@ -138,7 +140,7 @@ impl Spool {
         let mut cursor = Cursor::read(&*disk).map_err(of)?;
         let mut spend = OwnSpend::default();
         kept.spend.iter().for_each(|kept| spend.kept(kept));
-        let found = read(&*disk, &topics, boot, &cursor, kept.through, &mut spend)?;
+        let (found, pending) = read(&*disk, &topics, boot, &cursor, kept.through, &mut spend)?;
         remove_leftovers(&*disk).map_err(of)?;
 
         let first_start = found.spool.is_none();
@@ -150,6 +152,8 @@ impl Spool {
             segment_bytes: settings.segment_bytes,
             numbering: found.numbering.clone(),
             segments: found.segments.clone(),
+            pending,
+            shipped: cursor.acked,
         };
         let log = Log::begin(Arc::clone(&disk), begin).map_err(of)?;
         let images = if old.is_nil() { Default::default() } else { inflight::read(&*disk, boot, old).map_err(of)? };
@@ -161,8 +165,10 @@ impl Spool {
         }
         let source = start(&log, &clock, of)?;
         let table = Table::create(&*disk, boot, source, settings.slots).map_err(of)?;
+        keep_spare(&*disk).map_err(of)?;
 
         cursor.acked = cursor.acked.max(Position { segment: log.lock().oldest(), offset: 0 });
+        let recovered = lost.len();
         let recovery =
             Recovery { first_start, before: (!old.is_nil()).then_some(SourceId(old)), lost, torn_bytes: found.torn };
         let spool = Self(Arc::new(Inner {
@@ -175,13 +181,14 @@ impl Spool {
             cursor: Mutex::new(cursor),
             oldest_unshipped: AtomicI64::new(i64::MAX),
             disk_errors: AtomicU64::new(0),
+            recovered,
             _lock: lock,
         }));
         Ok(Opened { flusher: Flusher::new(spool.clone()), spool, recovery })
     }
 }
 
-/// Reads all segments, and what they spent.
+/// Reads all segments, what they spent, and how many of their records are not acknowledged.
 fn read(
     disk: &dyn Disk,
     topics: &[TopicSpec],
@@ -189,9 +196,10 @@ fn read(
     cursor: &Cursor,
     kept_through: u64,
     spend: &mut OwnSpend,
-) -> Result<Scan, OpenError> {
-    let mut unreadable = None;
+) -> Result<(Scan, u64), OpenError> {
+    let (mut unreadable, mut pending) = (None, 0);
     let found = scan(disk, topics, boot, cursor.acked, &mut |place, record| {
+        pending += u64::from(place >= cursor.acked);
         if record.topic != TOKENS || place.segment <= kept_through {
             return;
         }
@@ -214,7 +222,12 @@ fn read(
         let what = "it is shorter than what was shipped from it".to_owned();
         return Err(ScanError::Damaged { segment: acked.segment, offset: acked.offset, what }.into());
     }
-    unreadable.map_or(Ok(found), Err)
+    // A segment goes only when a kept cursor says that it was shipped.
+    let first = acked.segment.max(1);
+    if found.segments.first_key_value().is_some_and(|(oldest, _)| *oldest > first) {
+        return Err(ScanError::Missing(first).into());
+    }
+    unreadable.map_or(Ok((found, pending)), Err)
 }
 
 /// What a record of the tokens topic spent; none for a mark.
@@ -242,7 +255,7 @@ fn remove_leftovers(disk: &dyn Disk) -> io::Result<()> {
 /// Closes one open request under the old source, at the time of its last record or watermark.
 fn finish_lost(
     log: &Log,
-    spend: &mut OwnSpend,
+    own_spend: &mut OwnSpend,
     entry: &OpenEntry,
     image: Option<&SlotImage>,
 ) -> Result<LostRequest, OpenError> {
@@ -275,11 +288,21 @@ fn finish_lost(
         Ok(())
     };
     let (state, result) = log.append(log.lock(), i64::MIN, build);
-    result?;
-    if let Some(spent) = &spent {
-        spend.appended(spent, state.active_segment());
+    let Closing { admission, .. } = &closing;
+    match result {
+        Ok(_) => spent.iter().for_each(|spent| own_spend.appended(spent, state.active_segment())),
+        Err(error) if error.is_passing() => return Err(error.into()),
+        // It could never be written; a gateway that does not start because of it would lose more.
+        Err(error) => {
+            tracing::error!(request = %admission.request_id, tenant = %admission.tenant, %error, "the usage of a request is lost");
+            let request = admission.request_id.0;
+            let build = &mut |draft: &mut Draft<'_>| {
+                draft.push(&Entry::Ended { request });
+                Ok(())
+            };
+            log.append(state, i64::MIN, build).1?;
+        }
     }
-    let Closing { admission, .. } = closing;
     Ok(LostRequest { request: admission.request_id, tenant: admission.tenant.clone(), settled })
 }
 
@@ -306,7 +329,7 @@ fn start(log: &Log, clock: &Arc<dyn Clock>, of: impl Fn(io::Error) -> OpenError)
     let (state, result) = log.append(log.lock(), clock.now(), build);
     drop(state);
     result?;
-    log.flush().map_err(of)?;
+    log.flush_in_place().map_err(of)?;
     let mut state = log.lock();
     let Numbering { source: old, seqs, .. } = state.numbering.clone();
     let seqs = seqs.into_iter().map(|topic| vec![0; topic.len()]).collect();

@@ -13,9 +13,7 @@ const CHUNK: usize = 256 << 10;
 
 /// One frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReadFrame {
-    /// Where it begins.
-    pub start: Position,
+pub(crate) struct ReadFrame {
     /// Where the next one begins.
     pub end: Position,
     /// What is in it.
@@ -36,6 +34,11 @@ impl Reader {
     /// A reader that begins at `at`, which has to be the begin of a frame.
     pub(crate) fn new(at: Position) -> Self {
         Self { at, file: None, buffer: Vec::new(), used: 0 }
+    }
+
+    /// Where the next frame begins.
+    pub(crate) fn position(&self) -> Position {
+        self.at
     }
 
     /// The next frame, if it lies before the frontier.
@@ -66,10 +69,9 @@ impl Reader {
         let rest = self.fill(log, end, wanted)?;
         let read = frame::check(rest).and_then(|(payload, length)| Ok((frame::entries(payload)?, length)));
         let (entries, length) = read.map_err(|error| self.damaged(error))?;
-        let start = self.at;
         self.used += length;
         self.at.offset += length as u64;
-        Ok(ReadFrame { start, end: self.at, entries })
+        Ok(ReadFrame { end: self.at, entries })
     }
 
     fn damaged(&self, what: impl std::fmt::Display) -> io::Error {

@@ -10,8 +10,9 @@ use schemas::event::EndReason;
 use super::Spool;
 use super::book::{CLOSING_ROOM, Delayed};
 use super::close::{Admission, Closing, Count, Finish, Settled, Usage, close, count, settle};
+use super::draft::{AppendError, Draft};
 use super::frame::{Entry, Position, Tally};
-use super::log::{AppendError, Draft, Guard};
+use super::log::Guard;
 use crate::inflight::Slot;
 use crate::spend::Amount;
 
@@ -32,6 +33,14 @@ pub enum AdmitError {
     /// It could not be written.
     #[error(transparent)]
     Append(#[from] AppendError),
+}
+
+impl AdmitError {
+    /// True if the spool has no room, or its disk takes nothing: the tenant's plan says whether the request is refused
+    /// then, or served by [`Spool::admit_unmetered`].
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Append(AppendError::Disk(_)))
+    }
 }
 
 /// What a checkpoint billed.
@@ -55,6 +64,10 @@ pub struct Finished {
     /// True if the disk refused the closing frame: it is kept in memory and the in-flight table, and tried again. A crash
     /// of the process finishes the request as `gateway_lost` with the counts of the table.
     pub delayed: bool,
+    /// True if nothing will ever stand for it: it was served unmetered, and there was no room for its end either.
+    pub lost: bool,
+    /// Written when so many delayed ends are.
+    pub(super) ticket: u64,
 }
 
 /// A request that was let in. Dropped without [`OpenRequest::finish`], it ends as `gateway_lost`.
@@ -62,7 +75,9 @@ pub struct Finished {
 pub struct OpenRequest {
     spool: Spool,
     admission: Arc<Admission>,
+    /// None if it is served unmetered.
     slot: Option<Slot>,
+    ended: bool,
     pin: u64,
     attempt: u32,
     attempts: u32,
@@ -86,10 +101,8 @@ impl Spool {
         if state.closed {
             return Err(AppendError::Closed.into());
         }
-        let used = state.bytes() + state.book.reserved() + json.len() as u64 + 64;
-        let room = CLOSING_ROOM + self.stop_room();
-        if used + room > self.0.settings.max_bytes {
-            return Err(AdmitError::Full { used, max: self.0.settings.max_bytes });
+        if !self.has_room(&state, CLOSING_ROOM + json.len() as u64 + 64) {
+            return Err(AdmitError::Full { used: self.taken(&state), max: self.0.settings.max_bytes });
         }
         let entry = Entry::Admitted { request, slot: slot.index(), admission: json };
         let build = &mut |draft: &mut Draft<'_>| {
@@ -105,10 +118,23 @@ impl Spool {
         state.book.admitted(pin);
         drop(state);
         slot.begin(request);
-        Ok(OpenRequest {
+        Ok(self.open_request(Arc::new(admission), Some(slot), pin, now))
+    }
+
+    /// Serves a request although the spool has no room, since the tenant's plan says so. It is in no table, so a crash
+    /// loses it. If there is room again when it ends, it is recorded like any other; if not, its usage is lost: it is
+    /// counted in `tollgate_spool_lost_total` and said in the log, with tenant, request and tokens, and
+    /// [`Finished::lost`] says so.
+    pub fn admit_unmetered(&self, admission: Admission) -> OpenRequest {
+        self.open_request(Arc::new(admission), None, 0, self.0.clock.now())
+    }
+
+    fn open_request(&self, admission: Arc<Admission>, slot: Option<Slot>, pin: u64, now: i64) -> OpenRequest {
+        OpenRequest {
             spool: self.clone(),
-            admission: Arc::new(admission),
-            slot: Some(slot),
+            admission,
+            slot,
+            ended: false,
             pin,
             attempt: 0,
             attempts: 0,
@@ -116,13 +142,7 @@ impl Spool {
             tally: Tally::default(),
             billed: Tally::default(),
             checkpoint_at: Micros(now),
-        })
-    }
-
-    /// Room that is always left for the marks of a stop and of the start after it, in bytes.
-    fn stop_room(&self) -> u64 {
-        let partitions: u64 = self.topics().iter().map(|topic| topic.partitions.max(0) as u64).sum();
-        (partitions * 512 + 4096) * 2
+        }
     }
 
     /// Appends a closing frame and counts it as spent; returns its end.
@@ -142,6 +162,43 @@ impl Spool {
             self.spent(spent, state.active_segment());
         }
         (state, result)
+    }
+
+    /// Gives up an end that can never be written, so that nothing waits for it for ever; returns the place.
+    pub(super) fn write_off<'a>(
+        &'a self,
+        state: Guard<'a>,
+        closing: &Closing,
+        error: &AppendError,
+    ) -> (Guard<'a>, Position) {
+        self.lost(closing, "invalid", error);
+        let request = closing.admission.request_id.0;
+        let build = &mut |draft: &mut Draft<'_>| {
+            draft.push(&Entry::Ended { request });
+            Ok(())
+        };
+        let (state, result) = self.0.log.append(state, self.0.clock.now(), build);
+        let head = state.head();
+        (state, result.unwrap_or(head))
+    }
+
+    /// Says and counts that usage is lost.
+    fn lost(&self, closing: &Closing, reason: &str, why: &dyn std::fmt::Display) {
+        let Closing { admission: a, settled, .. } = closing;
+        tracing::error!(
+            tenant = %a.tenant,
+            request = %a.request_id,
+            model = %a.model,
+            input = settled.counts.input,
+            cached_input = settled.counts.cached_input,
+            output = settled.counts.output,
+            reasoning = settled.counts.reasoning,
+            %why,
+            "the usage of a request is lost"
+        );
+        if let Some(meters) = self.0.log.meters.get() {
+            meters.lost(reason);
+        }
     }
 }
 
@@ -189,8 +246,10 @@ impl OpenRequest {
         let settings = &self.spool.0.settings;
         let tokens = self.tally.output + self.tally.reasoning;
         let open = tokens.saturating_sub(self.billed.output + self.billed.reasoning);
-        let waited = now.0.saturating_sub(self.checkpoint_at.0) >= settings.checkpoint_interval_ms as i64 * 1000;
-        open >= settings.checkpoint_tokens || (open > 0 && waited)
+        let since = now.0.saturating_sub(self.checkpoint_at.0);
+        // A clock that stepped back does not say how long it was.
+        let waited = since < 0 || since >= settings.checkpoint_interval_ms as i64 * 1000;
+        self.slot.is_some() && (open >= settings.checkpoint_tokens || (open > 0 && waited))
     }
 
     /// Bills the output and reasoning since the last checkpoint. Nothing happens (none) if there are none, if one of the
@@ -201,14 +260,16 @@ impl OpenRequest {
     pub fn checkpoint(&mut self) -> Result<Option<Checkpoint>, AppendError> {
         let now = self.spool.0.clock.now();
         self.checkpoint_at = Micros(now);
+        if self.slot.is_none() {
+            return Ok(None);
+        }
         let of = |tally: &Tally| TokenCounts { output: tally.output, reasoning: tally.reasoning, ..Default::default() };
         let Ok(delta) = of(&self.tally).since(of(&self.billed)) else { return Ok(None) };
         if delta == TokenCounts::default() {
             return Ok(None);
         }
         let state = self.spool.0.log.lock();
-        let used = state.bytes() + state.book.reserved() + CLOSING_ROOM + self.spool.stop_room();
-        if used > self.spool.0.settings.max_bytes {
+        if !self.spool.has_room(&state, CLOSING_ROOM) {
             return Ok(None);
         }
         let one = Count {
@@ -264,44 +325,72 @@ impl OpenRequest {
             billed: self.billed,
             recovered: false,
         };
-        let state = self.spool.0.log.lock();
-        let (mut state, result) = self.spool.append_closing(state, &closing);
-        let finished = |position, delayed| Finished { settled, billed_before, position, delayed };
+        self.ended = true;
+        match self.slot.take() {
+            Some(slot) => self.end_metered(closing, billed_before, slot),
+            None => self.end_unmetered(&closing, billed_before),
+        }
+    }
+
+    fn end_metered(&self, closing: Closing, billed_before: TokenCounts, slot: Slot) -> Finished {
+        let settled = closing.settled;
+        let finished = |position| Finished { settled, billed_before, position, delayed: false, lost: false, ticket: 0 };
+        let spool = &self.spool;
+        let (mut state, result) = spool.append_closing(spool.0.log.lock(), &closing);
         match result {
+            // The slot is freed after the frame was written, at the end of this function.
             Ok(position) => {
                 state.book.ended(position, self.pin);
+                finished(position)
+            }
+            Err(error) if error.is_passing() => {
+                tracing::error!(request = %self.admission.request_id, %error, "the end of a request could not be written; trying again");
+                spool.0.disk_errors.fetch_add(1, Ordering::Relaxed);
+                let counts = settled.counts.since(billed_before).unwrap_or_default();
+                let amount = Amount { counts, requests: u64::from(settled.answered) };
+                let at = Micros(spool.0.clock.now());
+                spool.own_spend().promised(&self.admission.tenant, &self.admission.model, at, amount);
+                let ticket = state.book.delay(Delayed { closing, _slot: slot, pin: self.pin, promised: (at, amount) });
+                let position = state.head();
                 drop(state);
-                self.slot = None;
-                finished(position, false)
+                spool.0.log.wake();
+                Finished { delayed: true, ticket, ..finished(position) }
             }
             Err(error) => {
-                tracing::error!(request = %self.admission.request_id, %error, "the end of a request could not be written; trying again");
-                self.spool.0.disk_errors.fetch_add(1, Ordering::Relaxed);
-                let position = state.head();
-                if let Some(slot) = self.slot.take() {
-                    let counts = settled.counts.since(billed_before).unwrap_or_default();
-                    let amount = Amount { counts, requests: u64::from(settled.answered) };
-                    let a = &self.admission;
-                    let at = Micros(self.spool.0.clock.now());
-                    self.spool.own_spend().promised(&a.tenant, &a.model, at, amount);
-                    state.book.delayed.push_back(Delayed {
-                        closing,
-                        _slot: slot,
-                        pin: self.pin,
-                        promised: (at, amount),
-                    });
-                }
-                drop(state);
-                self.spool.0.log.wake();
-                finished(position, true)
+                let (mut state, position) = spool.write_off(state, &closing, &error);
+                state.book.ended(position, self.pin);
+                Finished { lost: true, ..finished(position) }
             }
         }
+    }
+
+    fn end_unmetered(&self, closing: &Closing, billed_before: TokenCounts) -> Finished {
+        let settled = closing.settled;
+        let finished = |position, lost| Finished { settled, billed_before, position, delayed: false, lost, ticket: 0 };
+        let spool = &self.spool;
+        let state = spool.0.log.lock();
+        let head = state.head();
+        let why: &dyn std::fmt::Display = if state.closed {
+            &"the spool is closed"
+        } else if !spool.has_room(&state, CLOSING_ROOM) {
+            &"the spool is full"
+        } else {
+            match spool.append_closing(state, closing).1 {
+                Ok(position) => return finished(position, false),
+                Err(error) => &error.to_string(),
+            }
+        };
+        // Who got nothing owes nothing.
+        if settled.answered {
+            spool.lost(closing, "spool_full", why);
+        }
+        finished(head, settled.answered)
     }
 }
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        if self.slot.is_some() {
+        if !self.ended {
             self.end(Finish {
                 end_reason: EndReason::GatewayLost,
                 status: 0,

@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::close::Admission;
 use super::disk::{Disk, read_all};
+use super::draft::Numbering;
 use super::frame::{self, Entry, Position, Record, Tally};
-use super::log::Numbering;
 use super::segment::{FORMAT, Header, TopicSpec, name_of, number_of};
 
 /// Why a spool cannot be used. Each is for a person to look at: going on could lose or double what was billed.

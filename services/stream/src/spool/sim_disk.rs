@@ -112,6 +112,12 @@ impl SimDisk {
         self.lock().room = bytes;
     }
 
+    /// Bytes that its files take.
+    pub fn used(&self) -> u64 {
+        let inner = self.lock();
+        inner.names.values().filter_map(|id| inner.contents.get(id)).map(|content| content.cached.len() as u64).sum()
+    }
+
     /// True once a [`Fault::Crash`] has happened.
     pub fn is_dead(&self) -> bool {
         self.lock().dead
@@ -119,7 +125,16 @@ impl SimDisk {
 
     /// From now on everything fails, as for a process that was killed.
     pub fn kill(&self) {
-        self.lock().dead = true;
+        Self::die(&mut self.lock());
+    }
+
+    /// What a dead process still does to its memory is seen by nobody.
+    fn die(inner: &mut Inner) {
+        inner.dead = true;
+        for content in inner.contents.values_mut() {
+            content.cached = content.current();
+            content.memory = None;
+        }
     }
 
     /// The disk as the next process of the same host finds it: all that was written, and the mapped memory. A copy: this
@@ -214,13 +229,13 @@ impl SimDisk {
             Step::Short(_) => Err(io::Error::other("injected")),
             Step::Fail(error, _) => Err(error),
             Step::Die(_) => {
-                inner.dead = true;
+                Self::die(&mut inner);
                 Err(dead())
             }
             Step::WorkThenDie => {
-                let _ = work(&mut inner)?;
-                inner.dead = true;
-                Err(dead())
+                let done = work(&mut inner);
+                Self::die(&mut inner);
+                done.and_then(|_| Err(dead()))
             }
         }
     }
@@ -293,6 +308,10 @@ impl SimFile {
             let end = offset as usize + bytes.len();
             content.cached.resize(content.cached.len().max(end), 0);
             content.cached[offset as usize..end].copy_from_slice(bytes);
+            // Written again, it is as good as new.
+            if offset as usize <= content.durable.len() && content.forsaken <= end {
+                content.forsaken = 0;
+            }
         }
     }
 }
@@ -305,26 +324,24 @@ impl DiskFile for SimFile {
         if let Some(room) = inner.room {
             let used: usize =
                 inner.names.values().filter_map(|id| inner.contents.get(id)).map(|c| c.cached.len()).sum();
-            let grown = inner.contents.get(&self.id).map_or(0, |c| (offset as usize).saturating_sub(c.cached.len()));
-            allowed = allowed.min((room as usize).saturating_sub(used + grown));
+            let there = inner.contents.get(&self.id).map_or(0, |c| c.cached.len()).saturating_sub(offset as usize);
+            allowed = allowed.min(there + (room as usize).saturating_sub(used));
             if allowed == 0 && !bytes.is_empty() {
                 return Err(full());
             }
         }
+        let dies = matches!(step, Step::Die(_) | Step::WorkThenDie);
         let (n, result) = match step {
             Step::Work => (allowed, Ok(())),
             Step::Short(n) => (n.min(allowed), Ok(())),
             Step::Fail(error, n) => (n.min(allowed), Err(error)),
-            Step::Die(n) => {
-                inner.dead = true;
-                (n.min(allowed), Err(dead()))
-            }
-            Step::WorkThenDie => {
-                inner.dead = true;
-                (allowed, Err(dead()))
-            }
+            Step::Die(n) => (n.min(allowed), Err(dead())),
+            Step::WorkThenDie => (allowed, Err(dead())),
         };
         Self::put(&mut inner, self.id, &bytes[..n], offset);
+        if dies {
+            SimDisk::die(&mut inner);
+        }
         result.map(|()| n)
     }
 
@@ -354,7 +371,9 @@ impl DiskFile for SimFile {
         });
         if result.is_err() {
             let mut inner = self.disk.lock();
-            if let Some(content) = inner.contents.get_mut(&id) {
+            if !inner.dead
+                && let Some(content) = inner.contents.get_mut(&id)
+            {
                 content.forsaken = content.cached.len();
             }
         }

@@ -81,6 +81,7 @@ names! {
     FoldDelay = "tollgate_fold_delay_seconds", "Time from a record's log time to its row being read back.";
     FoldBalances = "tollgate_fold_balances_total", "Balances published.";
     FoldErrors = "tollgate_fold_errors_total", "Errors that led to a new proof, by kind.";
+    FoldUnknownTenants = "tollgate_fold_unknown_tenants_total", "Tenants with usage that the control log does not know. An alarm: their periods are UTC months.";
     // billing
     BillingRequests = "tollgate_billing_requests_total", "Requests to the billing API, by route and status.";
     BillingDuration = "tollgate_billing_request_duration_seconds", "Duration of requests to the billing API, by route.";

@@ -1,1 +1,21 @@
 //! The log folded into ClickHouse, and balances out of memory.
+//!
+//! One line per topic and partition: decode → outcome → balance → cut → insert → read back. What is decided is in the
+//! driver, which does no I/O; a line gives it records and ClickHouse's answers, and does what it says. ClickHouse alone says
+//! how far a line is, so a fold keeps no state of its own: it may be killed at any moment, run twice, or find its database
+//! dropped, and each offset is folded once all the same.
+
+mod balances;
+mod chunk;
+mod control;
+mod driver;
+mod event;
+mod line;
+mod meters;
+mod publish;
+mod run;
+mod settings;
+mod store;
+
+pub use run::{Error, RunSettings, run};
+pub use settings::Settings;

@@ -159,10 +159,23 @@ impl PartitionConsumer {
             .set("queued.max.messages.kbytes", "16384")
             .create()
             .map_err(ConsumeError::Failed)?;
+        let mut opened = Self { consumer: Arc::new(consumer), topic: topic.to_owned(), partition, from };
+        opened.restart(from)?;
+        Ok(opened)
+    }
+
+    /// Reads on from another offset. What was fetched before is dropped.
+    ///
+    /// # Errors
+    /// [`ConsumeError::Failed`].
+    pub fn restart(&mut self, from: i64) -> Result<(), ConsumeError> {
         let mut assigned = TopicPartitionList::new();
-        assigned.add_partition_offset(topic, partition, Offset::Offset(from)).map_err(ConsumeError::Failed)?;
-        consumer.assign(&assigned).map_err(ConsumeError::Failed)?;
-        Ok(Self { consumer: Arc::new(consumer), topic: topic.to_owned(), partition, from })
+        assigned
+            .add_partition_offset(&self.topic, self.partition, Offset::Offset(from))
+            .and_then(|()| self.consumer.assign(&assigned))
+            .map_err(ConsumeError::Failed)?;
+        self.from = from;
+        Ok(())
     }
 
     /// The next record; waits for it. Dropping the future loses nothing.
@@ -174,6 +187,11 @@ impl PartitionConsumer {
             Ok(message) => self.record(&message),
             Err(error) => Err(self.error(error)),
         }
+    }
+
+    /// Topic and partition.
+    pub fn place(&self) -> (String, i32) {
+        (self.topic.clone(), self.partition)
     }
 
     /// The offsets that are there now, as the broker says.

@@ -53,7 +53,7 @@ async fn topics_are_created_as_they_must_be_and_read_from_any_offset_that_is_the
         let record = FutureRecord::to(topic::TOKENS).partition(1).key("acme").payload(&value).headers(headers);
         producer.send(record, SOON).await.unwrap();
     }
-    let consumer = PartitionConsumer::open(&settings, "tollgate-test", topic::TOKENS, 1, 3).unwrap();
+    let mut consumer = PartitionConsumer::open(&settings, "tollgate-test", topic::TOKENS, 1, 3).unwrap();
     let record = next(&consumer).await.unwrap();
     assert_eq!((record.offset, record.key.as_deref()), (3, Some(b"acme".as_slice())));
     assert_eq!(record.value.as_deref(), Some(b"value 3".as_slice()));
@@ -61,6 +61,10 @@ async fn topics_are_created_as_they_must_be_and_read_from_any_offset_that_is_the
     assert!(record.log_time_ms > 1_600_000_000_000);
     assert_eq!(next(&consumer).await.unwrap().offset, 4);
     assert_eq!(consumer.bounds().await.unwrap(), Bounds { first: 0, next: 5 });
+    consumer.restart(1).unwrap();
+    for offset in 1..5 {
+        assert_eq!(next(&consumer).await.unwrap().offset, offset);
+    }
 
     let beyond = PartitionConsumer::open(&settings, "tollgate-test", topic::TOKENS, 1, 9).unwrap();
     let said = next(&beyond).await.unwrap_err();

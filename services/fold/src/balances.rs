@@ -1,0 +1,310 @@
+//! Balances: what each tenant has used in its periods, in one partition, up to an offset. From memory, ahead of the chunks.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use chrono_tz::Tz;
+use ledger::ids::{ModelId, TenantId};
+use ledger::time::{Micros, Period, SLOT_MICROS, Slot};
+use schemas::event::{BalanceUpdated, ModelUsage};
+use sql::PartitionTotal;
+
+use crate::event::Use;
+
+/// Periods that began longer ago have no balance: no quota asks for them. Slots.
+const KEPT_SLOTS: i64 = 70 * 24 * 4;
+/// A period that ended longer ago is published only when something is added to it. Microseconds.
+const FRESH_MICROS: i64 = 24 * 3600 * 1_000_000;
+
+/// The time zones of tenants. A tenant that is not known has none.
+pub(crate) trait Zones {
+    fn zone(&self, tenant: &TenantId) -> Option<Tz>;
+}
+
+/// A tenant and one of its periods.
+type Key = (TenantId, Period);
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Sums {
+    input: i64,
+    cached_input: i64,
+    output: i64,
+    reasoning: i64,
+    requests: i64,
+}
+
+impl Sums {
+    /// Adds what was used. At the end of what 64 bits hold it stays there: a quota that fails shut, not one that wraps.
+    fn add(&mut self, used: &Use<'_>) {
+        let add = |sum: &mut i64, n: u64| *sum = sum.saturating_add(i64::try_from(n).unwrap_or(i64::MAX));
+        add(&mut self.input, used.tokens.input);
+        add(&mut self.cached_input, used.tokens.cached_input);
+        add(&mut self.output, used.tokens.output);
+        add(&mut self.reasoning, used.tokens.reasoning);
+        add(&mut self.requests, used.requests);
+    }
+}
+
+/// The balances of one partition of the tokens topic.
+#[derive(Debug)]
+pub(crate) struct Balances {
+    partition: i32,
+    /// The next offset that is not in them.
+    offset: i64,
+    /// Periods that began before have no balance.
+    horizon: Slot,
+    sums: BTreeMap<Key, BTreeMap<ModelId, Sums>>,
+    dirty: BTreeSet<Key>,
+    /// The zone that each tenant's periods were computed in.
+    zones: HashMap<TenantId, Option<Tz>>,
+    /// Tenants that control did not know, since this was asked last.
+    unknown: u64,
+}
+
+/// The first slot that balances at `now` may need.
+pub(crate) fn horizon(now: Micros) -> Slot {
+    Slot(Slot::of(now).0.saturating_sub(KEPT_SLOTS))
+}
+
+impl Balances {
+    /// Begins with what ClickHouse holds up to `offset`, from the horizon on. All of it is to be published.
+    pub(crate) fn load(
+        partition: i32,
+        offset: i64,
+        horizon: Slot,
+        totals: &[PartitionTotal],
+        zones: &impl Zones,
+    ) -> Self {
+        let (sums, dirty, known) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
+        let mut balances = Self { partition, offset, horizon, sums, dirty, zones: known, unknown: 0 };
+        for total in totals {
+            balances.add(
+                &Use {
+                    tenant: &total.tenant,
+                    model: &total.model,
+                    occurred_at: total.slot.start(),
+                    tokens: total.tokens,
+                    requests: total.requests,
+                },
+                zones,
+            );
+        }
+        balances
+    }
+
+    /// Takes the record at `offset`, with what it adds. Each offset is taken once: what is read again adds nothing.
+    pub(crate) fn take(&mut self, offset: i64, used: Option<&Use<'_>>, zones: &impl Zones) {
+        if offset < self.offset {
+            return;
+        }
+        self.offset = offset.saturating_add(1);
+        if let Some(used) = used {
+            self.add(used, zones);
+        }
+    }
+
+    fn add(&mut self, used: &Use<'_>, zones: &impl Zones) {
+        let zone = match self.zones.get(used.tenant) {
+            Some(zone) => *zone,
+            None => {
+                let zone = zones.zone(used.tenant);
+                self.unknown += u64::from(zone.is_none());
+                self.zones.insert(used.tenant.clone(), zone);
+                zone
+            }
+        };
+        // A time outside of the calendar has no period, and no quota.
+        let Ok(period) = Period::month_of(used.occurred_at, zone.unwrap_or(Tz::UTC)) else { return };
+        if period.from < self.horizon {
+            return;
+        }
+        let key = (used.tenant.clone(), period);
+        self.sums.entry(key.clone()).or_default().entry(used.model.clone()).or_default().add(used);
+        self.dirty.insert(key);
+    }
+
+    /// Whether a tenant's periods are other ones now.
+    pub(crate) fn is_outdated(&self, zones: &impl Zones) -> bool {
+        self.zones.iter().any(|(tenant, zone)| zones.zone(tenant).unwrap_or(Tz::UTC) != zone.unwrap_or(Tz::UTC))
+    }
+
+    /// How many tenants were met that control did not know, since this was asked last.
+    pub(crate) fn take_unknown(&mut self) -> u64 {
+        std::mem::take(&mut self.unknown)
+    }
+
+    /// Everything that a quota may ask for is to be published again; what is too old is dropped.
+    pub(crate) fn refresh(&mut self, now: Micros) {
+        self.horizon = self.horizon.max(horizon(now));
+        let horizon = self.horizon;
+        self.sums.retain(|(_, period), _| period.from >= horizon);
+        let recent = |period: &Period| period.to.start().0.saturating_add(FRESH_MICROS) > now.0;
+        self.dirty.extend(self.sums.keys().filter(|(_, period)| recent(period)).cloned());
+    }
+
+    /// Whether something is to be published.
+    pub(crate) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// What is to be published; it then counts as published.
+    pub(crate) fn take_dirty(&mut self, control_offset: i64, now: Micros) -> Vec<BalanceUpdated> {
+        let dirty = std::mem::take(&mut self.dirty);
+        dirty.iter().filter_map(|key| self.updated(key, control_offset, now)).collect()
+    }
+
+    /// These were not published after all.
+    pub(crate) fn unpublished(&mut self, updates: &[BalanceUpdated]) {
+        let span = |update: &BalanceUpdated| {
+            let slot = |micros: Micros| Slot(micros.0.div_euclid(SLOT_MICROS));
+            Period { from: slot(update.period_from), to: slot(update.period_to) }
+        };
+        self.dirty.extend(updates.iter().map(|update| (update.tenant_id.clone(), span(update))));
+    }
+
+    fn updated(&self, key: &Key, control_offset: i64, now: Micros) -> Option<BalanceUpdated> {
+        let usage = self.sums.get(key)?.iter().map(|(model, sums)| ModelUsage {
+            model: model.clone(),
+            input: sums.input,
+            cached_input: sums.cached_input,
+            output: sums.output,
+            reasoning: sums.reasoning,
+            requests: sums.requests,
+        });
+        Some(BalanceUpdated {
+            tenant_id: key.0.clone(),
+            period_from: key.1.from.start(),
+            period_to: key.1.to.start(),
+            partition: self.partition,
+            as_of: self.offset,
+            control_offset,
+            published_at: now,
+            usage: usage.collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ledger::tokens::TokenCounts;
+    use proptest::prelude::*;
+
+    struct Known(HashMap<TenantId, Tz>);
+
+    impl Zones for Known {
+        fn zone(&self, tenant: &TenantId) -> Option<Tz> {
+            self.0.get(tenant).copied()
+        }
+    }
+
+    fn at(text: &str) -> Micros {
+        text.parse::<chrono::DateTime<chrono::Utc>>().unwrap().into()
+    }
+
+    fn id(text: &str) -> TenantId {
+        text.parse().unwrap()
+    }
+
+    const NOW: &str = "2026-04-10T00:00:00Z";
+
+    fn empty() -> Balances {
+        Balances::load(2, 0, horizon(at(NOW)), &[], &Known(HashMap::new()))
+    }
+
+    fn put(balances: &mut Balances, offset: i64, tenant: &TenantId, time: &str, output: u64, zones: &Known) {
+        let tokens = TokenCounts { output, ..TokenCounts::default() };
+        let model = "llama".parse().unwrap();
+        let used = Use { tenant, model: &model, occurred_at: at(time), tokens, requests: 1 };
+        balances.take(offset, Some(&used), zones);
+    }
+
+    #[test]
+    fn a_record_counts_once_however_often_it_is_read() {
+        let (zones, acme) = (Known(HashMap::new()), id("acme"));
+        let mut balances = empty();
+        for offset in [0, 1, 0, 1, 2] {
+            put(&mut balances, offset, &acme, NOW, 10, &zones);
+        }
+        balances.take(3, None, &zones);
+        let published = balances.take_dirty(7, at(NOW));
+        assert_eq!(published.len(), 1);
+        let update = &published[0];
+        assert_eq!((update.usage[0].output, update.usage[0].requests), (30, 3));
+        assert_eq!((update.as_of, update.control_offset, update.partition), (4, 7, 2));
+        assert!(!balances.is_dirty());
+        balances.unpublished(&published);
+        assert_eq!(balances.take_dirty(7, at(NOW)), published, "what was not published is published again");
+    }
+
+    #[test]
+    fn periods_are_the_tenants_own_and_a_new_zone_is_seen() {
+        let (acme, ghost) = (id("acme"), id("ghost"));
+        let mut zones = Known(HashMap::from([(acme.clone(), chrono_tz::Europe::Berlin)]));
+        let mut balances = empty();
+        // 22:30 UTC on March 31 is April in Berlin.
+        put(&mut balances, 0, &acme, "2026-03-31T22:30:00Z", 1, &zones);
+        put(&mut balances, 1, &ghost, "2026-03-31T22:30:00Z", 1, &zones);
+        let published = balances.take_dirty(0, at(NOW));
+        assert_eq!(published[0].period_from, at("2026-03-31T22:00:00Z"));
+        assert_eq!(published[1].period_from, at("2026-03-01T00:00:00Z"));
+        assert_eq!((balances.take_unknown(), balances.take_unknown()), (1, 0));
+        zones.0.insert(ghost.clone(), Tz::UTC);
+        assert!(!balances.is_outdated(&zones), "the same periods as before");
+        zones.0.insert(ghost, chrono_tz::Asia::Tokyo);
+        assert!(balances.is_outdated(&zones));
+    }
+
+    #[test]
+    fn a_period_that_is_not_whole_has_no_balance() {
+        let (zones, acme) = (Known(HashMap::new()), id("acme"));
+        let mut balances = empty();
+        put(&mut balances, 0, &acme, "2025-12-31T00:00:00Z", 1, &zones);
+        assert!(!balances.is_dirty());
+        put(&mut balances, 1, &acme, "2026-03-02T00:00:00Z", 1, &zones);
+        assert_eq!(balances.take_dirty(0, at(NOW)).len(), 1);
+        balances.refresh(at("2026-04-01T12:00:00Z"));
+        assert_eq!(balances.take_dirty(0, at(NOW)).len(), 1, "ended half a day ago");
+        balances.refresh(at("2026-04-03T00:00:00Z"));
+        assert!(!balances.is_dirty(), "ended days ago, and nothing was added");
+        balances.refresh(at("2026-08-01T00:00:00Z"));
+        put(&mut balances, 2, &acme, "2026-03-03T00:00:00Z", 1, &zones);
+        assert!(!balances.is_dirty(), "what was dropped is not begun again from nothing");
+    }
+
+    proptest! {
+        /// Wherever the process is started anew, from the sums up to there: the balances are the sums of all.
+        #[test]
+        fn balances_are_the_sums_however_often_they_begin_anew(
+            uses in prop::collection::vec((0usize..3, 0i64..86_400 * 40, 0u64..1000), 1..60),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let tenants = [id("a"), id("b"), id("c")];
+            let zones = Known(HashMap::from([(id("a"), chrono_tz::Asia::Kathmandu), (id("b"), chrono_tz::America::New_York)]));
+            let model: ModelId = "m".parse().unwrap();
+            let used = |&(tenant, second, output): &(usize, i64, u64)| {
+                let occurred_at = Micros(at("2026-03-01T12:00:00Z").0 + second * 1_000_000);
+                (tenants[tenant].clone(), occurred_at, TokenCounts { output, ..TokenCounts::default() })
+            };
+            let run = |balances: &mut Balances, from: usize| {
+                for (offset, one) in uses.iter().enumerate().skip(from) {
+                    let (tenant, occurred_at, tokens) = used(one);
+                    let one = Use { tenant: &tenant, model: &model, occurred_at, tokens, requests: 1 };
+                    balances.take(offset as i64, Some(&one), &zones);
+                }
+                balances.refresh(at(NOW));
+                balances.take_dirty(0, at(NOW))
+            };
+            let cut = cut.index(uses.len());
+            let totals: Vec<_> = uses[..cut].iter().map(|one| {
+                let (tenant, occurred_at, tokens) = used(one);
+                PartitionTotal { tenant, model: model.clone(), slot: Slot::of(occurred_at), tokens, requests: 1 }
+            }).collect();
+            let mut whole = empty();
+            let mut anew = Balances::load(2, cut as i64, horizon(at(NOW)), &totals, &zones);
+            let (whole, anew) = (run(&mut whole, 0), run(&mut anew, cut.saturating_sub(3)));
+            let sum: i64 = whole.iter().flat_map(|update| &update.usage).map(|usage| usage.output).sum();
+            prop_assert_eq!(sum, uses.iter().map(|one| one.2 as i64).sum::<i64>());
+            prop_assert_eq!(whole, anew);
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! One line at work: reads its partition, asks ClickHouse what its driver wants to know, publishes balances, says how it is.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use ledger::time::{Micros, Slot};
+use runtime::{Clock, Condition, Shutdown};
+use schemas::event::BalanceUpdated;
+use sql::{DataRow as _, PartitionTotal, Table};
+use stream::consume::{Bounds, ConsumeError, PartitionConsumer, Record};
+use stream::control::ControlView;
+use stream::kafka::KafkaSettings;
+use tokio::time::MissedTickBehavior;
+
+use crate::balances::{self, Balances};
+use crate::control::TenantZones;
+use crate::driver::{Answer, Call, Cuts, Driver, Event, Refused, Standstill, Taken};
+use crate::event::FoldEvent;
+use crate::meters::LineMeters;
+use crate::publish::{PublishError, Publisher};
+use crate::store::Store;
+
+/// The consumer group whose offsets show the lag to people. Nobody joins it, and nothing reads them.
+pub(crate) const GROUP: &str = "tollgate-fold";
+/// Balances are published so often while there is something new.
+const TICK: Duration = Duration::from_millis(50);
+/// The end of the log is asked for, and the figure of lag committed, so often.
+const LOOK: Duration = Duration::from_secs(1);
+/// Everything that a quota may ask for is published again so often.
+const REFRESH: Duration = Duration::from_secs(60);
+/// A consumer that failed is opened again after so long.
+const REOPEN: Duration = Duration::from_secs(1);
+/// Records that are taken at once, before anything else is looked at.
+const BATCH: usize = 256;
+
+/// What all lines of a process share.
+#[derive(Debug, Clone)]
+pub(crate) struct Shared {
+    pub(crate) kafka: KafkaSettings,
+    pub(crate) store: Store,
+    pub(crate) publisher: Publisher,
+    pub(crate) control: ControlView,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) cuts: Cuts,
+    pub(crate) stall: Duration,
+}
+
+type Totals = Option<(Slot, Vec<PartitionTotal>)>;
+type Answered = BoxFuture<'static, (Answer, Totals)>;
+type Published = BoxFuture<'static, (Vec<BalanceUpdated>, Result<(), PublishError>)>;
+type Looked = BoxFuture<'static, Result<Bounds, ConsumeError>>;
+
+/// A line, with all that it touches.
+pub(crate) struct Line<E: FoldEvent> {
+    shared: Shared,
+    table: Table,
+    partition: i32,
+    meters: LineMeters,
+    condition: Condition,
+    driver: Driver<E>,
+    balances: Option<Balances>,
+    log: Option<PartitionConsumer>,
+    /// A record that has no room yet.
+    held: Option<Record>,
+    call: Option<Answered>,
+    publishing: Option<Published>,
+    looking: Option<Looked>,
+    began: Instant,
+    inserted_at: Instant,
+    looked_at: Option<Instant>,
+    refreshed_at: Instant,
+    reopen_at: Option<Instant>,
+    advanced_at: Instant,
+    /// The end of the log when it was last looked at.
+    end: Option<i64>,
+    committed: i64,
+    control_offset: i64,
+    /// The last thing that failed and is not known to be over.
+    trouble: Option<String>,
+    kafka_trouble: Option<String>,
+    stood_still: Option<(i64, String)>,
+}
+
+impl<E: FoldEvent> Line<E> {
+    pub(crate) fn new(shared: Shared, partition: i32, meters: LineMeters, condition: Condition) -> Self {
+        let now = Instant::now();
+        Self {
+            driver: Driver::new(partition, shared.cuts),
+            table: E::Row::TABLE,
+            shared,
+            partition,
+            meters,
+            condition,
+            balances: None,
+            log: None,
+            held: None,
+            call: None,
+            publishing: None,
+            looking: None,
+            began: now,
+            inserted_at: now,
+            looked_at: None,
+            refreshed_at: now,
+            reopen_at: None,
+            advanced_at: now,
+            end: None,
+            committed: 0,
+            control_offset: 0,
+            trouble: None,
+            kafka_trouble: None,
+            stood_still: None,
+        }
+    }
+
+    /// Folds until shutdown. What fails is tried again for ever, and said on `/readyz`.
+    pub(crate) async fn run(mut self, shutdown: Shutdown) -> Result<(), Infallible> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !shutdown.is_cancelled() {
+            self.seek();
+            self.take_held();
+            self.ask();
+            let due = self.driver.due_in_ms(self.now_ms()).filter(|_| self.call.is_none());
+            let reads = self.held.is_none() && self.driver.wants_records();
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                (answer, totals) = pending_or(&mut self.call) => {
+                    self.call = None;
+                    self.answered(answer, totals);
+                }
+                record = next_of(self.log.as_ref()), if reads => self.read(record),
+                () = tokio::time::sleep(Duration::from_millis(due.unwrap_or(0))), if due.is_some() => {}
+                (updates, published) = pending_or(&mut self.publishing) => {
+                    self.publishing = None;
+                    self.published(&updates, published);
+                }
+                bounds = pending_or(&mut self.looking) => {
+                    self.looking = None;
+                    self.looked(bounds);
+                }
+                _ = tick.tick() => self.tick(),
+            }
+        }
+        self.condition.not_ready("stopping");
+        Ok(())
+    }
+
+    /// A clock that only goes forward.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Opens the log where the driver wants to read: one record early, to see that it is the log that was folded.
+    fn seek(&mut self) {
+        if let Some(from) = self.driver.take_seek() {
+            self.held = None;
+            self.open((from - 1).max(0));
+        } else if self.reopen_at.is_some_and(|at| at <= Instant::now()) {
+            self.open(self.driver.reads_from());
+        }
+    }
+
+    fn open(&mut self, from: i64) {
+        self.reopen_at = None;
+        let opened = match self.log.take() {
+            Some(mut log) => log.restart(from).map(|()| log),
+            None => PartitionConsumer::open(&self.shared.kafka, GROUP, self.table.topic(), self.partition, from),
+        };
+        match opened {
+            Ok(log) => self.log = Some(log),
+            Err(error) => self.lost_log(&error),
+        }
+    }
+
+    fn lost_log(&mut self, error: &ConsumeError) {
+        self.meters.error("kafka");
+        tracing::warn!(topic = self.table.topic(), partition = self.partition, %error, "the log is opened again");
+        self.kafka_trouble = Some(error.to_string());
+        self.reopen_at = Some(Instant::now() + REOPEN);
+        if let Some(log) = self.log.take() {
+            // Closing it waits for its threads.
+            drop(tokio::task::spawn_blocking(move || drop(log)));
+        }
+    }
+
+    fn take_held(&mut self) {
+        if let Some(record) = self.held.take() {
+            self.take(record);
+        }
+    }
+
+    fn take(&mut self, record: Record) {
+        let now_ms = self.now_ms();
+        let (driver, balances, control) = (&mut self.driver, &mut self.balances, &self.shared.control);
+        let taken = record.lend(|lent| {
+            driver.take(lent, now_ms, |event| {
+                if let Some(balances) = balances {
+                    let used = event.and_then(FoldEvent::counts);
+                    balances.take(record.offset, used.as_ref(), &TenantZones(control));
+                }
+            })
+        });
+        if taken == Taken::NoRoom {
+            self.held = Some(record);
+        }
+    }
+
+    /// Takes a record, and those that are there already.
+    fn read(&mut self, first: Result<Record, ConsumeError>) {
+        let mut next = Some(first);
+        for _ in 0..BATCH {
+            match next.take() {
+                Some(Ok(record)) => {
+                    self.kafka_trouble = None;
+                    self.take(record);
+                }
+                Some(Err(error)) => return self.unread(&error),
+                None => return,
+            }
+            if self.held.is_some() || !self.driver.wants_records() {
+                return;
+            }
+            next = next_of(self.log.as_ref()).now_or_never();
+        }
+        if let Some(Ok(record)) = next {
+            self.held = Some(record);
+        }
+    }
+
+    fn unread(&mut self, error: &ConsumeError) {
+        match error {
+            ConsumeError::Transient(_) => {
+                self.meters.error("kafka");
+                tracing::debug!(topic = self.table.topic(), partition = self.partition, %error, "Kafka is away");
+                self.kafka_trouble = Some(error.to_string());
+            }
+            // What is there now decides whether this is the end: the record before the position may be gone for good.
+            ConsumeError::OutOfRange { .. } => {
+                if let Some(log) = &self.log {
+                    let (log, from) = (log.clone(), self.driver.reads_from());
+                    self.looking = Some(async move { within(log.bounds().await?, from, log.place()) }.boxed());
+                }
+                self.lost_log(error);
+            }
+            ConsumeError::NoLogTime { .. } => self.driver.stand_still(Standstill::OtherLog(error.to_string())),
+            ConsumeError::Missing { .. } | ConsumeError::Failed(_) => self.lost_log(error),
+        }
+    }
+
+    /// Asks ClickHouse the next thing, if nothing is asked.
+    fn ask(&mut self) {
+        if self.call.is_some() {
+            return;
+        }
+        let Some(call) = self.driver.next(self.now_ms()) else { return };
+        match &call {
+            Call::Prove { .. } => self.meters.all.proofs.inc(),
+            Call::Insert { .. } => self.inserted_at = Instant::now(),
+            Call::EventIds(_) | Call::Position => {}
+        }
+        let totals_from = balances::horizon(Micros(self.shared.clock.now()));
+        self.call = Some(perform::<E>(self.shared.clone(), self.table, self.partition, call, totals_from).boxed());
+    }
+
+    fn answered(&mut self, answer: Answer, totals: Totals) {
+        if let (Answer::Proof(Ok(proof)), Some((from, totals))) = (&answer, totals) {
+            let zones = TenantZones(&self.shared.control);
+            self.balances = Some(Balances::load(self.partition, proof.position, from, &totals, &zones));
+        }
+        let before = self.driver.position();
+        let told = self.driver.on(answer, self.now_ms());
+        self.tell(told);
+        if self.driver.position() != before {
+            self.advanced_at = Instant::now();
+        }
+        if !self.driver.has_failed() {
+            self.trouble = None;
+        }
+    }
+
+    fn tell(&mut self, event: Event<E::Row>) {
+        let (topic, partition) = (self.table.topic(), self.partition);
+        match event {
+            Event::Nothing => {}
+            Event::Proven(position) => {
+                self.meters.position.set(position);
+                tracing::debug!(topic, partition, position, "proven");
+            }
+            Event::Written(rows) => {
+                self.meters.written(&rows);
+                self.meters.all.insert.observe(self.inserted_at.elapsed().as_secs_f64());
+                let age_ms = (self.shared.clock.now() / 1000).saturating_sub(rows.first_log_time_ms);
+                self.meters.all.delay.observe(Duration::from_millis(age_ms.try_into().unwrap_or(0)).as_secs_f64());
+                for dead in &rows.dead {
+                    tracing::error!(
+                        topic,
+                        partition,
+                        offset = dead.offset,
+                        reason = dead.reason,
+                        detail = dead.detail,
+                        "dead letter"
+                    );
+                }
+            }
+            Event::Foreign(position) => {
+                self.meters.chunk("foreign");
+                self.meters.position.set(position);
+                tracing::warn!(topic, partition, position, "another process folds this line too: its chunk was first");
+            }
+            Event::Torn => {
+                self.meters.chunk("torn");
+                tracing::warn!(
+                    topic,
+                    partition,
+                    "ClickHouse kept a chunk's token and lost its rows: sent under another token"
+                );
+            }
+            Event::Failed(kind, why) => {
+                self.meters.error(kind);
+                if matches!(kind, "fence" | "insert") {
+                    self.meters.chunk("refused");
+                }
+                if self.trouble.is_none() {
+                    tracing::warn!(topic, partition, kind, why, "the position is proven again");
+                }
+                self.trouble = Some(why);
+            }
+        }
+    }
+
+    /// What happens without any record or answer: balances go out, the end of the log is looked at, health is said.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.follow_control();
+        if self.refreshed_at + REFRESH <= now {
+            self.refreshed_at = now;
+            let micros = Micros(self.shared.clock.now());
+            self.balances.iter_mut().for_each(|balances| balances.refresh(micros));
+        }
+        self.publish();
+        if self.looked_at.is_none_or(|at| at + LOOK <= now) && self.looking.is_none() {
+            self.looked_at = Some(now);
+            self.look();
+        }
+        self.say_health(now);
+    }
+
+    /// A tenant whose time zone changed has other periods: all balances begin anew with what ClickHouse holds.
+    fn follow_control(&mut self) {
+        let offset = self.shared.control.load().offset;
+        if offset == std::mem::replace(&mut self.control_offset, offset) {
+            return;
+        }
+        let zones = TenantZones(&self.shared.control);
+        if self.balances.as_ref().is_some_and(|balances| balances.is_outdated(&zones)) {
+            tracing::info!(partition = self.partition, "a tenant's time zone changed: balances are computed anew");
+            self.driver.reload_balances();
+        }
+    }
+
+    fn publish(&mut self) {
+        let Some(balances) = &mut self.balances else { return };
+        let unknown = balances.take_unknown();
+        if unknown > 0 {
+            self.meters.all.unknown_tenants.inc_by(unknown);
+            tracing::error!(
+                partition = self.partition,
+                unknown,
+                "usage of tenants that control does not know: their periods are UTC months"
+            );
+        }
+        if self.publishing.is_some() || !balances.is_dirty() {
+            return;
+        }
+        let updates = balances.take_dirty(self.control_offset, Micros(self.shared.clock.now()));
+        let publisher = self.shared.publisher.clone();
+        self.publishing = Some(
+            async move {
+                let published = publisher.balances(&updates).await;
+                (updates, published)
+            }
+            .boxed(),
+        );
+    }
+
+    fn published(&mut self, updates: &[BalanceUpdated], published: Result<(), PublishError>) {
+        match published {
+            Ok(()) => self.meters.all.balances.inc_by(updates.len() as u64),
+            Err(error) => {
+                self.meters.error("balances");
+                tracing::warn!(partition = self.partition, %error, "balances are published again");
+                self.balances.iter_mut().for_each(|balances| balances.unpublished(updates));
+            }
+        }
+    }
+
+    fn look(&mut self) {
+        let Some(log) = self.log.clone() else { return };
+        if let Some(position) = self.driver.position().filter(|&position| position > self.committed) {
+            self.committed = position;
+            log.commit_figure(position);
+        }
+        self.looking = Some(async move { log.bounds().await }.boxed());
+    }
+
+    fn looked(&mut self, bounds: Result<Bounds, ConsumeError>) {
+        match bounds {
+            Ok(bounds) => {
+                if self.log.is_some() {
+                    self.kafka_trouble = None;
+                }
+                self.end = Some(bounds.next);
+            }
+            Err(error @ ConsumeError::OutOfRange { .. }) => {
+                self.driver.stand_still(Standstill::OtherLog(error.to_string()));
+            }
+            Err(error) => self.kafka_trouble = Some(error.to_string()),
+        }
+    }
+
+    fn say_health(&mut self, now: Instant) {
+        let lag = self.end.zip(self.driver.position()).map(|(end, position)| (end - position).max(0));
+        self.meters.lag.set(lag.unwrap_or(0));
+        if lag == Some(0) {
+            self.advanced_at = now;
+        }
+        self.note_standstill();
+        let stalled = now.saturating_duration_since(self.advanced_at) >= self.shared.stall;
+        match (&self.stood_still, &self.kafka_trouble, &self.trouble, lag) {
+            (Some((_, why)), ..) => self.condition.not_ready(why),
+            (_, Some(why), ..) => self.condition.not_ready(why),
+            (_, _, Some(why), _) => self.condition.not_ready(why),
+            (_, _, _, None) => self.condition.not_ready("the position is not proven yet"),
+            (.., Some(lag)) if stalled => self.condition.not_ready(format!(
+                "no chunk was written for {} s while {lag} offsets wait",
+                self.shared.stall.as_secs()
+            )),
+            _ => self.condition.ready(),
+        }
+    }
+
+    /// A standstill is over when the line has read on, not when it looks again whether it may.
+    fn note_standstill(&mut self) {
+        let at = self.driver.reads_from();
+        if let Some(why) = self.driver.stands_still() {
+            let why = why.to_string();
+            if self.stood_still.as_ref().is_none_or(|(_, before)| *before != why) {
+                tracing::error!(topic = self.table.topic(), partition = self.partition, why, "the line stands still");
+            }
+            self.stood_still = Some((at, why));
+        } else if self.stood_still.as_ref().is_some_and(|(stood, _)| at > *stood) {
+            tracing::info!(topic = self.table.topic(), partition = self.partition, "the line goes on");
+            self.stood_still = None;
+        }
+        self.meters.stopped.set(i64::from(self.stood_still.is_some()));
+    }
+}
+
+/// Whether a position can be read on from, given what is there: its own record may be there although the one before is not.
+fn within(bounds: Bounds, from: i64, (topic, partition): (String, i32)) -> Result<Bounds, ConsumeError> {
+    if (bounds.first..=bounds.next).contains(&from) {
+        return Ok(bounds);
+    }
+    Err(ConsumeError::OutOfRange { topic, partition, offset: from })
+}
+
+async fn next_of(log: Option<&PartitionConsumer>) -> Result<Record, ConsumeError> {
+    match log {
+        Some(log) => log.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn pending_or<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn perform<E: FoldEvent>(
+    shared: Shared,
+    table: Table,
+    partition: i32,
+    call: Call<E::Row>,
+    totals_from: Slot,
+) -> (Answer, Totals) {
+    let store = &shared.store;
+    let answer = match call {
+        Call::Prove { with_totals } => match store.prove(table, partition, with_totals.then_some(totals_from)).await {
+            Ok((proof, totals)) => return (Answer::Proof(Ok(proof)), totals.map(|totals| (totals_from, totals))),
+            Err(error) => Answer::Proof(Err(error)),
+        },
+        Call::EventIds(numbers) => Answer::EventIds(store.event_ids(table, partition, &numbers).await),
+        Call::Position => Answer::Position(store.position(table, partition).await),
+        Call::Insert { rows, retry, insert_before_ms } => {
+            // The copies first: after a crash between the two they come twice, and never not at all.
+            match shared.publisher.dead_letters(table.topic(), partition, &rows.dead).await {
+                Ok(()) => Answer::Inserted(E::insert(store.clone(), rows, retry, insert_before_ms).await),
+                Err(error) => Answer::Inserted(Err(Refused::Unknown(format!("dead letters were not copied: {error}")))),
+            }
+        }
+    };
+    (answer, None)
+}

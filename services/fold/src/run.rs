@@ -1,0 +1,186 @@
+//! The role: what it needs before it folds, and a line for each topic and partition.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::KafkaError;
+use runtime::http::HttpError;
+use runtime::{Clock, Condition, Metrics, Readiness, Shutdown, SystemClock, TaskError, Tasks, metrics};
+use schemas::event::{RequestFinished, TokensCounted};
+use sql::{ClickHouseSettings, DataRow as _};
+use stream::control::{ControlError, ControlReader, ControlView};
+use stream::kafka::KafkaSettings;
+use stream::topics::{self, TopicsError};
+use thiserror::Error;
+
+use crate::driver::StoreError;
+use crate::event::FoldEvent;
+use crate::line::{Line, Shared};
+use crate::meters::Meters;
+use crate::publish::Publisher;
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// How long a line may take to stop. What is on its way is found out at the next start.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long to wait before Kafka or ClickHouse is tried again at the start.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// The sections that the role uses.
+#[derive(Debug, Clone, Default)]
+pub struct RunSettings {
+    /// `[fold]`
+    pub fold: Settings,
+    /// `[kafka]`
+    pub kafka: KafkaSettings,
+    /// `[clickhouse]`
+    pub clickhouse: ClickHouseSettings,
+}
+
+/// Why the fold stopped. That Kafka or ClickHouse is away is none of these: it is waited for.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The address of `/readyz` cannot be listened on.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// A metric's name is taken.
+    #[error("the metrics of the fold: {0}")]
+    Metrics(#[from] metrics::Error),
+    /// The settings make no Kafka client.
+    #[error("the settings make no Kafka client: {0}; correct the properties in [kafka]")]
+    Kafka(#[from] KafkaError),
+    /// A part of it failed.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+}
+
+/// Why it cannot begin, although everything answers.
+#[derive(Debug, Error)]
+enum StartError {
+    #[error(transparent)]
+    Topics(#[from] TopicsError),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error("{0}")]
+    Store(String),
+}
+
+/// Folds until shutdown: all partitions of the tokens and the requests topic, in one process. Several processes may do so at
+/// the same time; of two that fold one line, ClickHouse takes the chunks of the first.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error> {
+    let (metrics, readiness) = (Metrics::new(), Readiness::new());
+    let meters = Meters::new(&metrics)?;
+    let publisher = Publisher::new(&settings.kafka)?;
+    let listener = runtime::http::bind(settings.fold.listen).await?;
+    let tasks = Tasks::new(shutdown.clone());
+    let routes = runtime::http::routes(metrics.clone(), readiness.clone());
+    tasks.spawn("health", DRAIN, runtime::http::serve(listener, routes, shutdown, DRAIN));
+    let start = Start { settings, metrics, readiness, meters, publisher, tasks: tasks.clone() };
+    tasks.spawn_finite("start", DRAIN, start.run());
+    tasks.run().await?;
+    Ok(())
+}
+
+/// What is there before the lines are.
+struct Start {
+    settings: RunSettings,
+    metrics: Metrics,
+    readiness: Readiness,
+    meters: Meters,
+    publisher: Publisher,
+    tasks: Tasks,
+}
+
+impl Start {
+    async fn run(self) -> Result<(), StartError> {
+        let kafka = self.readiness.condition("kafka", "the topics are not checked yet");
+        if !self.topics(&kafka).await? {
+            return Ok(());
+        }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let Some(control) = self.control(&clock).await? else { return Ok(()) };
+        let store = Store::new(&self.settings.clickhouse);
+        if !self.tables(&store).await? {
+            return Ok(());
+        }
+        let shared = Shared {
+            kafka: self.settings.kafka.clone(),
+            store,
+            publisher: self.publisher.clone(),
+            control,
+            clock,
+            cuts: self.settings.fold.cuts(),
+            stall: self.settings.fold.stall(),
+        };
+        for partition in 0..self.settings.kafka.partitions {
+            self.line::<TokensCounted>(&shared, partition);
+            self.line::<RequestFinished>(&shared, partition);
+        }
+        Ok(())
+    }
+
+    fn line<E: FoldEvent>(&self, shared: &Shared, partition: i32) {
+        let topic = E::Row::TABLE.topic();
+        let condition = self.readiness.condition(format!("{topic}/{partition}"), "the position is not proven yet");
+        let line = Line::<E>::new(shared.clone(), partition, self.meters.line(topic, partition), condition);
+        self.tasks.spawn(format!("fold {topic}/{partition}"), DRAIN, line.run(self.tasks.shutdown().clone()));
+    }
+
+    /// Waits for Kafka, and creates and checks the topics. False on shutdown.
+    async fn topics(&self, condition: &Condition) -> Result<bool, StartError> {
+        let kafka = &self.settings.kafka;
+        loop {
+            let checked = async {
+                topics::ensure(kafka).await?;
+                topics::verify(kafka).await
+            };
+            match checked.await {
+                Ok(()) => {
+                    condition.ready();
+                    return Ok(true);
+                }
+                Err(error) if error.is_transient() => condition.not_ready(error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
+            if !self.tasks.shutdown().sleep(AGAIN).await {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Reads control to its end: balances need the tenants' time zones. None on shutdown.
+    async fn control(&self, clock: &Arc<dyn Clock>) -> Result<Option<ControlView>, StartError> {
+        let condition = self.readiness.condition("control", "the control log is not read yet");
+        let (reader, view) = ControlReader::open(&self.settings.kafka, None, clock.clone())?;
+        let shutdown = self.tasks.shutdown().clone();
+        self.tasks.spawn("control", DRAIN, reader.with_metrics(&self.metrics)?.run(shutdown.clone()));
+        tokio::select! {
+            () = shutdown.cancelled() => Ok(None),
+            () = view.wait_caught_up() => {
+                condition.ready();
+                Ok(Some(view))
+            }
+        }
+    }
+
+    /// Waits for ClickHouse, and brings the tables to this binary's version. False on shutdown.
+    async fn tables(&self, store: &Store) -> Result<bool, StartError> {
+        let condition = self.readiness.condition("clickhouse", "the tables are not checked yet");
+        loop {
+            match store.migrate().await {
+                Ok(()) => {
+                    condition.ready();
+                    return Ok(true);
+                }
+                Err(StoreError::Unavailable(why)) => condition.not_ready(why),
+                Err(StoreError::Damaged(why)) => return Err(StartError::Store(why)),
+            }
+            if !self.tasks.shutdown().sleep(AGAIN).await {
+                return Ok(false);
+            }
+        }
+    }
+}

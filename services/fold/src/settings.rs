@@ -1,0 +1,79 @@
+//! The section `[fold]`.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use serde::Deserialize;
+use stream::cut::CutPolicy;
+
+use crate::driver::Cuts;
+
+/// What one block holds in memory and in one insert.
+const BLOCK: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: 500_000, max_bytes: 128 << 20 };
+
+/// `[fold]` of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Where `/healthz`, `/readyz` and `/metrics` are served.
+    pub listen: SocketAddr,
+    /// How long a record waits for others before its chunk is written, milliseconds.
+    pub chunk_ms: u64,
+    /// Offsets after which a chunk is written at once. More are taken while another one is on its way.
+    pub chunk_offsets: u64,
+    /// Bytes of keys and values after which a chunk is written at once.
+    pub chunk_bytes: u64,
+    /// Without progress for so many seconds, while there is something to fold, the process is not ready.
+    pub stall_seconds: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let CutPolicy { max_age_ms, max_offsets, max_bytes } = CutPolicy::default();
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8082)),
+            chunk_ms: max_age_ms,
+            chunk_offsets: max_offsets,
+            chunk_bytes: max_bytes,
+            stall_seconds: 10,
+        }
+    }
+}
+
+impl Settings {
+    /// What is wrong with the settings; nothing if they can be used.
+    pub fn validate(&self) -> Vec<String> {
+        let bounds = [
+            ("chunk_ms", self.chunk_ms, 1, 10_000),
+            ("chunk_offsets", self.chunk_offsets, 1, BLOCK.max_offsets),
+            ("chunk_bytes", self.chunk_bytes, 1, BLOCK.max_bytes),
+            ("stall_seconds", self.stall_seconds, 1, 3600),
+        ];
+        let wrong = |(name, is, low, high): &(&str, u64, u64, u64)| {
+            (!(*low..=*high).contains(is)).then(|| format!("fold.{name} must be {low} to {high}, not {is}"))
+        };
+        bounds.iter().filter_map(wrong).collect()
+    }
+
+    pub(crate) const fn cuts(&self) -> Cuts {
+        let due = CutPolicy { max_age_ms: self.chunk_ms, max_offsets: self.chunk_offsets, max_bytes: self.chunk_bytes };
+        Cuts { due, block: BLOCK }
+    }
+
+    pub(crate) const fn stall(&self) -> Duration {
+        Duration::from_secs(self.stall_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_work_is_named_all_at_once() {
+        assert_eq!(Settings::default().validate(), Vec::<String>::new());
+        let wrong =
+            Settings { chunk_ms: 0, chunk_offsets: 1 << 40, chunk_bytes: 0, stall_seconds: 0, ..Settings::default() };
+        assert_eq!(wrong.validate().len(), 4, "{:?}", wrong.validate());
+    }
+}

@@ -309,3 +309,96 @@ impl OwnSpend {
 fn shown(seen: &HashMap<TenantId, VecDeque<(Slot, Slot, i64)>>, tenant: &TenantId, slot: Slot, offset: i64) -> bool {
     seen.get(tenant).into_iter().flatten().any(|(from, to, as_of)| (*from..*to).contains(&slot) && offset < *as_of)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: Uuid = Uuid::from_u128(1);
+    const FROM: Slot = Slot(0);
+    const TO: Slot = Slot(1_000_000_000);
+
+    fn tenant() -> TenantId {
+        "acme".parse().unwrap()
+    }
+
+    fn spent(seq: u64, output: u64) -> Spent {
+        Spent {
+            tenant: tenant(),
+            model: "llama".parse().unwrap(),
+            occurred_at: Micros(1_700_000_000_000_000 + seq as i64 * 60_000_000),
+            partition: 3,
+            source: SOURCE,
+            seq,
+            counts: TokenCounts { output, ..TokenCounts::default() },
+            requests: 1,
+        }
+    }
+
+    fn output(spend: &OwnSpend) -> u64 {
+        spend.total(&tenant(), FROM, TO).counts.output
+    }
+
+    #[test]
+    fn a_count_goes_when_a_balance_passes_its_offset_and_not_before() {
+        let mut spend = OwnSpend::default();
+        (1..=3).for_each(|seq| spend.appended(&spent(seq, 10), 1));
+        spend.balance_seen(&tenant(), FROM, TO, 1000);
+        assert_eq!(output(&spend), 30, "nothing is delivered yet");
+        spend.acknowledged(SOURCE, 3, 1, 1000);
+        assert_eq!(output(&spend), 30, "offset 1000 is not below as_of 1000");
+        spend.balance_seen(&tenant(), FROM, TO, 1001);
+        assert_eq!(output(&spend), 20);
+        spend.acknowledged(SOURCE, 3, 3, 1002);
+        spend.balance_seen(&tenant(), FROM, TO, 900);
+        assert_eq!(output(&spend), 20, "an older balance changes nothing");
+        spend.balance_seen(&tenant(), FROM, TO, 1003);
+        assert_eq!(output(&spend), 0);
+        assert!(spend.cells.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn a_balance_that_comes_before_the_delivery_report_is_not_waited_for_again() {
+        let mut spend = OwnSpend::default();
+        spend.appended(&spent(1, 10), 1);
+        spend.balance_seen(&tenant(), FROM, TO, 51);
+        spend.acknowledged(SOURCE, 3, 1, 50);
+        assert_eq!(output(&spend), 0);
+    }
+
+    #[test]
+    fn however_long_kafka_and_the_fold_are_away_the_sum_is_exact_and_the_memory_small() {
+        let mut spend = OwnSpend::default();
+        (1..=20_000).for_each(|seq| spend.appended(&Spent { occurred_at: Micros(0), ..spent(seq, 1) }, 1));
+        assert!(spend.waiting[&3].len() < 6_000, "{}", spend.waiting[&3].len());
+        (1..=20_000).for_each(|seq| spend.acknowledged(SOURCE, 3, seq, seq as i64));
+        assert_eq!(output(&spend), 20_000);
+        let cells: usize = spend.cells[&tenant()].values().map(|cell| cell.delivered.len()).sum();
+        assert!(cells <= DELIVERED_MAX, "{cells}");
+        spend.balance_seen(&tenant(), FROM, TO, 10_000);
+        assert!(output(&spend) >= 10_001, "never less than what no balance shows: {}", output(&spend));
+        spend.balance_seen(&tenant(), FROM, TO, 20_001);
+        assert_eq!(output(&spend), 0);
+    }
+
+    #[test]
+    fn sums_of_segments_that_go_are_one_per_slot_and_come_back() {
+        let mut spend = OwnSpend::default();
+        for seq in 1..=6 {
+            spend.appended(&Spent { occurred_at: Micros(0), ..spent(seq, 10) }, seq);
+            spend.acknowledged(SOURCE, 3, seq, seq as i64);
+        }
+        spend.keep(2, |_| 2);
+        let kept = spend.keep(4, |_| 4);
+        assert_eq!(kept.len(), 1);
+        assert_eq!((kept[0].offset, kept[0].amount.counts.output, kept[0].amount.requests), (4, 40, 4));
+        let mut again = OwnSpend::default();
+        again.kept(&kept[0]);
+        assert_eq!(output(&again), 40);
+        again.balance_seen(&tenant(), FROM, TO, 4);
+        assert_eq!(output(&again), 40);
+        again.balance_seen(&tenant(), FROM, TO, 5);
+        assert_eq!(output(&again), 0);
+        assert!(again.keep(9, |_| 0).is_empty());
+    }
+}

@@ -6,7 +6,7 @@
 
 mod kafka;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 mod window;
 

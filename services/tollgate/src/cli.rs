@@ -28,6 +28,15 @@ Examples:
 
 Everything is kept in the data directory: stop with Ctrl-C, start again, and go on. To begin anew, delete it.";
 
+const FOLD_EXAMPLES: &str = "\
+Examples:
+  tollgate fold --config tollgate.toml
+  tollgate fold --validate                   only check the settings
+  TOLLGATE__FOLD__LISTEN=0.0.0.0:8082 tollgate fold
+
+Sections: [kafka] [clickhouse] [fold] [log]. Serves /healthz, /readyz and /metrics on [fold] listen, port 8082. Waits for
+servers that do not answer, and says on /readyz what it waits for.";
+
 const MIGRATE_EXAMPLES: &str = "\
 Examples:
   tollgate migrate --config tollgate.toml
@@ -70,6 +79,9 @@ pub(crate) enum Command {
     /// Starts Kafka, ClickHouse, a schema registry and two simulated vLLM on this machine: no Docker, no outside server
     #[command(after_help = DEV_EXAMPLES)]
     Dev(Dev),
+    /// Folds the log into ClickHouse and publishes balances
+    #[command(after_help = FOLD_EXAMPLES)]
+    Fold(Role),
     /// Makes the topics in Kafka and the tables in ClickHouse; safe to run again, and from two places at once
     #[command(after_help = MIGRATE_EXAMPLES)]
     Migrate(Migrate),

@@ -2,6 +2,8 @@
 
 use std::error::Error;
 use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,9 +12,67 @@ use runtime::{Shutdown, telemetry};
 use crate::cli;
 use crate::migrate::{self, Scope};
 use crate::settings::{For, Section, Settings, Uses};
+use crate::web;
 
 /// How long `migrate` waits for servers that do not answer yet.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a starting role is asked whether it is ready.
+const POLL: Duration = Duration::from_millis(50);
+
+struct FoldRole;
+
+impl Uses for FoldRole {
+    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse, Section::Fold];
+}
+
+/// `tollgate fold`.
+pub(crate) async fn fold(role: cli::Role) -> Result<ExitCode, Box<dyn Error>> {
+    serve::<FoldRole, _>("fold", &role, |all, shutdown| {
+        let Settings { fold, kafka, clickhouse, .. } = all;
+        (fold.listen, Box::pin(fold::run(fold::RunSettings { fold, kafka, clickhouse }, shutdown)))
+    })
+    .await
+}
+
+/// Runs a role until a signal, or until it fails; says when it is ready. `start` gives its address and its work.
+async fn serve<U: Uses, E: Error + 'static>(
+    name: &str,
+    role: &cli::Role,
+    start: impl FnOnce(Settings, Shutdown) -> (SocketAddr, Pin<Box<dyn Future<Output = Result<(), E>>>>),
+) -> Result<ExitCode, Box<dyn Error>> {
+    let Some(settings) = settings::<U>(name, role)? else { return Ok(ExitCode::SUCCESS) };
+    telemetry::init(&settings.log)?;
+    let shutdown = Shutdown::from_signals()?;
+    let (listen, mut running) = start(settings, shutdown.clone());
+    tokio::select! {
+        ended = &mut running => ended?,
+        () = announce(name, listen, &shutdown) => running.await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says that the role is ready, once it is. Gives up at shutdown.
+async fn announce(name: &str, listen: SocketAddr, shutdown: &Shutdown) {
+    let at = reachable(listen);
+    let url = format!("http://{at}/readyz");
+    while web::answers(&url).await.is_err() {
+        if !shutdown.sleep(POLL).await {
+            return;
+        }
+    }
+    say(&format!("tollgate {name} is ready on http://{at}"));
+}
+
+/// Where this host reaches what listens there.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
 
 struct MigrateRole;
 

@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     pub(crate) kafka: KafkaSettings,
     pub(crate) clickhouse: ClickHouseSettings,
     pub(crate) spool: SpoolSettings,
+    pub(crate) gateway: gateway::Settings,
+    pub(crate) fold: fold::Settings,
     pub(crate) dev: DevSettings,
 }
 
@@ -28,15 +30,23 @@ pub(crate) enum Section {
     Kafka,
     ClickHouse,
     Spool,
+    Gateway,
+    Fold,
     Dev,
 }
 
 impl Section {
+    /// All of them.
+    pub(crate) const ALL: &'static [Self] =
+        &[Self::Kafka, Self::ClickHouse, Self::Spool, Self::Gateway, Self::Fold, Self::Dev];
+
     const fn name(self) -> &'static str {
         match self {
             Self::Kafka => "kafka",
             Self::ClickHouse => "clickhouse",
             Self::Spool => "spool",
+            Self::Gateway => "gateway",
+            Self::Fold => "fold",
             Self::Dev => "dev",
         }
     }
@@ -48,6 +58,8 @@ impl Settings {
             Section::Kafka => self.kafka.validate(),
             Section::ClickHouse => self.clickhouse.validate(),
             Section::Spool => self.spool.validate(),
+            Section::Gateway => self.gateway.validate(),
+            Section::Fold => self.fold.validate(),
             Section::Dev => self.dev.validate(),
         };
         in_section(section.name(), problems)
@@ -93,7 +105,7 @@ mod tests {
 
     struct Everything;
     impl Uses for Everything {
-        const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse, Section::Dev];
+        const SECTIONS: &'static [Section] = Section::ALL;
     }
 
     struct OnlyKafka;

@@ -30,7 +30,6 @@ pub(crate) struct Spec {
     pub(crate) program: PathBuf,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) folder: PathBuf,
-    pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) log: PathBuf,
 }
 
@@ -55,51 +54,27 @@ impl Stop {
 
 /// Why a child cannot be supervised at all.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ChildError {
-    #[error("the log {log} cannot be written: {source}")]
-    Log { log: String, source: std::io::Error },
-    #[error("{name} cannot be started: {program}: {source}")]
-    Start { name: &'static str, program: String, source: std::io::Error },
+#[error("the log {log} cannot be written: {source}")]
+pub(crate) struct LogError {
+    log: String,
+    source: std::io::Error,
 }
 
 /// Keeps the child running until it is asked to stop, then stops it. Counts its deaths.
-pub(crate) async fn keep(spec: Spec, stop: Stop, deaths: watch::Sender<u32>) -> Result<(), ChildError> {
+pub(crate) async fn keep(spec: Spec, stop: Stop, deaths: watch::Sender<u32>) -> Result<(), LogError> {
     let mut backoff = FIRST_BACKOFF;
     while !stop.asked.is_cancelled() {
-        let mut log = Log::open(&spec.log)
-            .await
-            .map_err(|source| ChildError::Log { log: spec.log.display().to_string(), source })?;
-        let mut child = start(&spec)?;
-        let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else { continue };
+        let log = Log::open(&spec.log).await;
+        let log = log.map_err(|source| LogError { log: spec.log.display().to_string(), source })?;
         let began = Instant::now();
-        let followed = AtomicBool::new(false);
-        let mut following = std::pin::pin!(async {
-            log.follow(out, err).await;
-            followed.store(true, Ordering::Relaxed);
-        });
-        let ended = tokio::select! {
-            ended = child.wait() => Some(ended),
-            never = forever(following.as_mut()) => match never {},
-            () = stop.asked.cancelled() => None,
+        let how = match live(&spec, &stop, log).await {
+            End::Stopped => return Ok(()),
+            End::Died(how) => how,
         };
-        let Some(ended) = ended else {
-            // Its output is read on while it stops: it must not hang on a full pipe, and its last words matter most.
-            tokio::select! {
-                () = halt(&spec, &mut child, stop.grace()) => {}
-                never = forever(following.as_mut()) => match never {},
-            }
-            last_words(&followed, following).await;
-            return Ok(());
-        };
-        last_words(&followed, following).await;
         if began.elapsed() >= STEADY {
             backoff = FIRST_BACKOFF;
         }
-        if stop.asked.is_cancelled() {
-            break;
-        }
         deaths.send_modify(|count| *count += 1);
-        let how = ended.map_or_else(|error| error.to_string(), describe);
         say(&format!(
             "! {} {how}; starting it again in {:.1} s (its last words: {})",
             spec.name,
@@ -110,6 +85,48 @@ pub(crate) async fn keep(spec: Spec, stop: Stop, deaths: watch::Sender<u32>) -> 
         backoff = (backoff * 2).min(LAST_BACKOFF);
     }
     Ok(())
+}
+
+/// How one life of a child came to its end.
+enum End {
+    /// It was asked to.
+    Stopped,
+    /// By itself, or it never began.
+    Died(String),
+}
+
+/// One life: from its start to its death, or to its stop when asked.
+async fn live(spec: &Spec, stop: &Stop, mut log: Log) -> End {
+    let mut child = match start(spec) {
+        Ok(child) => child,
+        // A program that is just being built anew cannot be started for a moment.
+        Err(error) => return End::Died(format!("cannot be started: {}: {error}", spec.program.display())),
+    };
+    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
+        return End::Died("has no outputs".to_owned());
+    };
+    let followed = AtomicBool::new(false);
+    let mut following = std::pin::pin!(async {
+        log.follow(out, err).await;
+        followed.store(true, Ordering::Relaxed);
+    });
+    let ended = tokio::select! {
+        ended = child.wait() => Some(ended),
+        never = forever(following.as_mut()) => match never {},
+        () = stop.asked.cancelled() => None,
+    };
+    if ended.is_none() {
+        // Its output is read on while it stops: it must not hang on a full pipe, and its last words matter most.
+        tokio::select! {
+            () = halt(spec, &mut child, stop.grace()) => {}
+            never = forever(following.as_mut()) => match never {},
+        }
+    }
+    last_words(&followed, following).await;
+    match ended {
+        Some(ended) if !stop.asked.is_cancelled() => End::Died(ended.map_or_else(|error| error.to_string(), describe)),
+        _ => End::Stopped,
+    }
 }
 
 /// Follows the outputs and, when they have ended, waits for ever.
@@ -134,11 +151,10 @@ pub(crate) fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn start(spec: &Spec) -> Result<Child, ChildError> {
+fn start(spec: &Spec) -> std::io::Result<Child> {
     let mut command = Command::new(&spec.program);
     command
         .args(&spec.arguments)
-        .envs(spec.environment.iter().cloned())
         .current_dir(&spec.folder)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -147,11 +163,7 @@ fn start(spec: &Spec) -> Result<Child, ChildError> {
         .process_group(0)
         .kill_on_drop(true);
     die_with_parent(&mut command);
-    command.spawn().map_err(|source| ChildError::Start {
-        name: spec.name,
-        program: spec.program.display().to_string(),
-        source,
-    })
+    command.spawn()
 }
 
 /// Has the kernel kill the child when the thread that started it is gone: so children are started from the main thread
@@ -208,7 +220,6 @@ mod tests {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
             folder: folder.to_owned(),
-            environment: Vec::new(),
             log: folder.join("child.log"),
         }
     }

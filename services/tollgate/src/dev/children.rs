@@ -153,7 +153,6 @@ mod tests {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
             folder: folder.to_owned(),
-            environment: Vec::new(),
             log: folder.join(format!("{name}.log")),
         }
     }

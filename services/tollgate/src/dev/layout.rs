@@ -91,13 +91,6 @@ impl Layout {
     }
 
     fn child(&self, name: &'static str, arguments: Vec<OsString>) -> Spec {
-        Spec {
-            name,
-            program: self.program.clone(),
-            arguments,
-            folder: self.data.clone(),
-            environment: Vec::new(),
-            log: self.log(name),
-        }
+        Spec { name, program: self.program.clone(), arguments, folder: self.data.clone(), log: self.log(name) }
     }
 }

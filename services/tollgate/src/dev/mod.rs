@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct DevRole;
 
 impl Uses for DevRole {
-    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse, Section::Dev];
+    const SECTIONS: &'static [Section] = Section::ALL;
 }
 
 /// Runs until Ctrl-C. Must be called on the main thread, in a runtime of that one thread: children are bound to the

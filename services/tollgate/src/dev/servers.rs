@@ -29,7 +29,6 @@ async fn start_kafka(layout: &Layout, children: &Children) -> Result<(), String>
         program: launch.program,
         arguments: launch.arguments,
         folder: launch.folder,
-        environment: Vec::new(),
         log: layout.log("kafka"),
     };
     let started = children.start(Stage::Log, kafka).also_logs_to(launch.log);

@@ -1,1 +1,22 @@
 //! The inference path: admit, route, forward, meter, record.
+//!
+//! A request walks through the folders in this order. [`Gateway::new`] needs no Kafka: control comes as a view, balances
+//! are told, and the spool is a directory. [`run`] puts Kafka behind each of them.
+
+mod admit;
+mod error;
+mod forward;
+mod gateway;
+mod meter;
+mod models;
+mod object;
+mod record;
+mod route;
+mod serve;
+mod settings;
+
+pub use gateway::{Gateway, Parts};
+pub use settings::{Deadlines, Settings};
+
+/// The body of an answer.
+pub(crate) type Body = axum::body::Body;

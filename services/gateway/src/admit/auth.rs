@@ -1,0 +1,57 @@
+//! Whose request it is: the API key in its headers, found by its hash.
+
+use http::{HeaderMap, header};
+use ledger::time::Micros;
+use sha2::{Digest, Sha256};
+
+use super::policy::{Key, Policy};
+use crate::error::Refusal;
+
+/// SHA-256 of an API key, by which it is known.
+pub(crate) type KeyHash = [u8; 32];
+
+/// The hash of a key's text.
+pub(crate) fn hash_of(key: &[u8]) -> KeyHash {
+    Sha256::digest(key).into()
+}
+
+/// The key that the headers carry: `Authorization: Bearer`, else `X-API-Key`.
+fn key_in(headers: &HeaderMap) -> Option<&[u8]> {
+    if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+        return scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii()).filter(|key| !key.is_empty());
+    }
+    headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii()).filter(|key| !key.is_empty())
+}
+
+/// Who asks. The secret itself is only ever hashed; what is looked up and compared is the hash.
+pub(crate) fn authenticate<'a>(policy: &'a Policy, headers: &HeaderMap, now: Micros) -> Result<&'a Key, Refusal> {
+    let hash = hash_of(key_in(headers).ok_or_else(Refusal::invalid_api_key)?);
+    policy.key(&hash).filter(|key| key.holds(now)).ok_or_else(Refusal::invalid_api_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(name: &'static str, value: &str) -> Option<Vec<u8>> {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        key_in(&headers).map(<[u8]>::to_vec)
+    }
+
+    #[test]
+    fn keys_come_in_either_header() {
+        assert_eq!(found("authorization", "Bearer tg_demo"), Some(b"tg_demo".to_vec()));
+        assert_eq!(found("authorization", "bearer  tg_demo "), Some(b"tg_demo".to_vec()));
+        assert_eq!(found("x-api-key", "tg_demo"), Some(b"tg_demo".to_vec()));
+        for (name, value) in [
+            ("authorization", "Basic dGc6"),
+            ("authorization", "tg_demo"),
+            ("authorization", "Bearer "),
+            ("x-api-key", ""),
+        ] {
+            assert_eq!(found(name, value), None, "{name}: {value}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! What a client is told when there is no answer for it: OpenAI's error shape, with codes that stay.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+
+use crate::Body;
+
+/// A refusal. Its words are for the client: they name no replica, no address and no other tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub status: StatusCode,
+    pub code: &'static str,
+    kind: &'static str,
+    message: Cow<'static, str>,
+    pub param: Option<&'static str>,
+    retry_after: Option<Duration>,
+    allow: Option<&'static str>,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+
+impl Refusal {
+    fn new(status: StatusCode, code: &'static str, kind: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, code, kind, message: message.into(), param: None, retry_after: None, allow: None }
+    }
+
+    fn again(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
+    }
+
+    pub(crate) fn invalid_api_key() -> Self {
+        let words = "The API key is missing, unknown, expired or revoked. Send it as `Authorization: Bearer tg_...` or `X-API-Key`.";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", INVALID, words)
+    }
+
+    pub(crate) fn unknown_url(method: &http::Method, path: &str) -> Self {
+        let path: String = path.chars().take(100).collect();
+        Self::new(StatusCode::NOT_FOUND, "unknown_url", INVALID, format!("Invalid URL ({method} {path})."))
+    }
+
+    pub(crate) fn method_not_allowed(method: &http::Method, path: &str, allow: &'static str) -> Self {
+        let words = format!("Not allowed to {method} on {path}: use {allow}.");
+        let refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", INVALID, words);
+        Self { allow: Some(allow), ..refusal }
+    }
+
+    pub(crate) fn invalid_json(error: &dyn std::fmt::Display) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_json",
+            INVALID,
+            format!("The body cannot be read as a JSON object: {error}."),
+        )
+    }
+
+    pub(crate) fn invalid(param: &'static str, words: impl std::fmt::Display) -> Self {
+        let refusal = Self::new(StatusCode::BAD_REQUEST, "invalid_value", INVALID, format!("`{param}` {words}."));
+        Self { param: Some(param), ..refusal }
+    }
+
+    pub(crate) fn body_too_large(limit: u64) -> Self {
+        let words = format!("The body is larger than {limit} bytes.");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", INVALID, words)
+    }
+
+    pub(crate) fn body_timeout() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", INVALID, "The body did not arrive in time.")
+    }
+
+    pub(crate) fn body_broken() -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "body_incomplete", INVALID, "The body did not arrive whole.")
+    }
+
+    pub(crate) fn model_not_found(model: &str) -> Self {
+        let model: String = model.chars().take(100).collect();
+        let words = format!("The model `{model}` does not exist.");
+        let refusal = Self::new(StatusCode::NOT_FOUND, "model_not_found", INVALID, words);
+        Self { param: Some("model"), ..refusal }
+    }
+
+    pub(crate) fn model_not_allowed(model: &str) -> Self {
+        let words = format!("Your plan does not allow the model `{model}`.");
+        let refusal = Self::new(StatusCode::FORBIDDEN, "model_not_allowed", INVALID, words);
+        Self { param: Some("model"), ..refusal }
+    }
+
+    pub(crate) fn rate_limited(what: &'static str, words: String, after: Option<Duration>) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", what, words);
+        Self { retry_after: after, ..refusal }
+    }
+
+    pub(crate) fn insufficient_quota(words: String) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", "insufficient_quota", words)
+    }
+
+    pub(crate) fn no_replica() -> Self {
+        let words = "No server can answer for this model at the moment. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "no_healthy_replica", SERVER, words).again(Duration::from_secs(2))
+    }
+
+    pub(crate) fn spool_full() -> Self {
+        let words = "Usage cannot be recorded at the moment, so nothing is served. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "spool_full", SERVER, words).again(Duration::from_secs(10))
+    }
+
+    pub(crate) fn overloaded() -> Self {
+        let words = "Too many requests are open at the moment. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", SERVER, words).again(Duration::from_secs(1))
+    }
+
+    pub(crate) fn draining() -> Self {
+        let words = "The server is about to restart. Try again now.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", SERVER, words).again(Duration::from_secs(1))
+    }
+
+    pub(crate) fn upstream() -> Self {
+        let words = "The server that was to answer failed. Try again.";
+        Self::new(StatusCode::BAD_GATEWAY, "upstream_error", SERVER, words)
+    }
+
+    pub(crate) fn deadline() -> Self {
+        let words = "The answer took too long and was given up.";
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER, words)
+    }
+
+    /// The error as JSON.
+    pub(crate) fn json(&self) -> String {
+        let body = serde_json::json!({
+            "error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        });
+        body.to_string()
+    }
+
+    /// The error inside a stream that has begun, as vLLM itself sends one: an event, then the end.
+    pub(crate) fn event(&self) -> String {
+        format!("data: {}\n\ndata: [DONE]\n\n", self.json())
+    }
+
+    /// The error as an answer.
+    pub(crate) fn response(&self) -> Response<Body> {
+        let mut response = json(self.status, self.json());
+        self.headers(response.headers_mut());
+        response
+    }
+
+    fn headers(&self, headers: &mut HeaderMap) {
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_shape_that_clients_know() {
+        let error: serde_json::Value = serde_json::from_str(&Refusal::model_not_found("a\"b").json()).unwrap();
+        assert_eq!(error["error"]["code"], "model_not_found");
+        assert_eq!(error["error"]["param"], "model");
+        assert_eq!(error["error"]["type"], "invalid_request_error");
+        let limited = Refusal::rate_limited("tokens", "Wait.".into(), Some(Duration::from_millis(1200))).response();
+        assert_eq!((limited.status().as_u16(), limited.headers()[header::RETRY_AFTER].to_str().unwrap()), (429, "2"));
+    }
+}

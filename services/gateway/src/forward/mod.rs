@@ -1,0 +1,198 @@
+//! Sends a request to a replica, and to another one as long as no byte of an answer has come.
+
+mod client;
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::value::RawValue;
+use tokio::time::Instant;
+
+use crate::admit::policy::Model;
+use crate::error::Refusal;
+use crate::record::Meter;
+use crate::route::{Lease, Pool};
+pub(crate) use client::Client;
+
+/// An error of a replica is read so far at most.
+const ERROR_BYTES: usize = 1 << 20;
+/// And so long.
+const ERROR_TIME: Duration = Duration::from_secs(5);
+
+/// What is sent, and until when.
+#[derive(Debug)]
+pub(crate) struct Call<'a> {
+    pub model: &'a Model,
+    pub path: &'static str,
+    pub request_id: HeaderValue,
+    pub body: Bytes,
+    pub attempts: u32,
+    /// Until the first byte of each attempt's answer.
+    pub first_byte: Duration,
+    /// Until the end of it all.
+    pub total: Instant,
+}
+
+/// A replica that answers.
+#[derive(Debug)]
+pub(crate) struct Answering {
+    pub lease: Lease,
+    pub response: Response<Incoming>,
+}
+
+/// An error of the replica, whole.
+#[derive(Debug)]
+pub(crate) struct ReplicaError {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl ReplicaError {
+    /// Its own code: `error.code` is a number with one front end of vLLM and a text with the other.
+    pub(crate) fn code(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct Body<'a> {
+            #[serde(borrow)]
+            error: Error<'a>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Error<'a> {
+            #[serde(borrow)]
+            code: &'a RawValue,
+        }
+        let body: Body<'_> = serde_json::from_slice(&self.body).ok()?;
+        Some(body.error.code.get().trim_matches('"').chars().take(64).collect())
+    }
+}
+
+/// Why nobody answers.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// No replica is up.
+    NoReplica,
+    /// Those that were asked broke or could not be reached, or answered what is no answer.
+    Broken,
+    /// The time is over.
+    Deadline,
+    /// The last one that was asked answered with an error, which the client gets.
+    Error(ReplicaError),
+}
+
+impl Failure {
+    /// What the client is told when there is no answer of a replica to pass on.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Self::NoReplica => Refusal::no_replica(),
+            Self::Broken | Self::Error(_) => Refusal::upstream(),
+            Self::Deadline => Refusal::deadline(),
+        }
+    }
+}
+
+/// What becomes of an answer's head.
+enum Head {
+    Answer,
+    /// The client's own fault, said by the engine: passed on as it is.
+    Refused,
+    /// Another replica may do better; if none is left, it is passed on.
+    Failing,
+    /// A replica that is set up wrongly. Its words would mislead the client and tell it of what is inside.
+    Foreign,
+}
+
+fn judge(status: StatusCode) -> Head {
+    match status.as_u16() {
+        200..=299 => Head::Answer,
+        401 | 403 | 404 | 405 | 407 => Head::Foreign,
+        400..=499 => Head::Refused,
+        500..=599 => Head::Failing,
+        _ => Head::Foreign,
+    }
+}
+
+/// Finds a replica that answers. Each try is an attempt of the meter.
+///
+/// # Errors
+/// What the last try came to.
+pub(crate) async fn dispatch(
+    client: &Client,
+    pool: &Pool,
+    call: &Call<'_>,
+    meter: &mut Meter,
+) -> Result<Answering, Failure> {
+    let mut tried = Vec::new();
+    let mut failure = Failure::NoReplica;
+    for number in 0..call.attempts {
+        let Some(lease) = pool.pick(&call.model.replicas, &tried) else { break };
+        tried.push(lease.id.clone());
+        meter.attempt(number, &lease.id);
+        let until = call.total.min(Instant::now() + call.first_byte);
+        let response = match tokio::time::timeout_at(until, client.send(&lease, call)).await {
+            Err(_) => {
+                meter.attempt_ended(&lease.id, "deadline");
+                return Err(Failure::Deadline);
+            }
+            Ok(Err(error)) => {
+                if error.is_connect() {
+                    lease.seen(false, "it could not be reached");
+                }
+                tracing::warn!(replica = %lease.id, request = %meter.request_id(), %error, "the replica gave no answer");
+                meter.attempt_ended(&lease.id, "broken");
+                failure = Failure::Broken;
+                continue;
+            }
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        match judge(status) {
+            Head::Answer => return Ok(Answering { lease, response }),
+            Head::Refused => {
+                meter.attempt_ended(&lease.id, "refused");
+                return Err(read_error(response).await.map_or(Failure::Broken, Failure::Error));
+            }
+            Head::Failing => {
+                meter.attempt_ended(&lease.id, "failed");
+                failure = read_error(response).await.map_or(Failure::Broken, Failure::Error);
+            }
+            Head::Foreign => {
+                tracing::error!(replica = %lease.id, %status, "the replica is set up wrongly: it does not serve what control says");
+                meter.attempt_ended(&lease.id, "foreign");
+                failure = Failure::Broken;
+            }
+        }
+    }
+    Err(failure)
+}
+
+async fn read_error(response: Response<Incoming>) -> Option<ReplicaError> {
+    let (head, mut body) = response.into_parts();
+    let reading = async {
+        let mut whole = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.ok()?.into_data() {
+                whole.extend_from_slice(&data);
+            }
+            if whole.len() > ERROR_BYTES {
+                return None;
+            }
+        }
+        Some(whole.freeze())
+    };
+    let body = tokio::time::timeout(ERROR_TIME, reading).await.ok()??;
+    Some(ReplicaError { status: head.status, headers: passed_on(&head.headers), body })
+}
+
+/// The headers of a replica's answer that are for the client. All others speak of the connection or of the replica.
+pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    for name in [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER] {
+        if let Some(value) = headers.get(&name) {
+            kept.insert(name, value.clone());
+        }
+    }
+    kept
+}

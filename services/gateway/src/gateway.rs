@@ -1,0 +1,345 @@
+//! The gateway: a request's way from admission to its record.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::request::Parts as Head;
+use http::{HeaderName, HeaderValue, Method, Request, Response, header};
+use http_body::Body as HttpBody;
+use ledger::ids::{RequestId, TenantId};
+use ledger::time::{Micros, Period};
+use runtime::metrics::Error as MetricsError;
+use runtime::{Clock, Metrics, Shutdown, Tasks};
+use schemas::event::{BalanceUpdated, EndReason};
+use stream::control::ControlView;
+use stream::spool::{Admission, Spool};
+use uuid::Uuid;
+
+use crate::Body;
+use crate::admit::limits::{Limits, Room, show};
+use crate::admit::policy::{Key, Model, Policy};
+use crate::admit::request::{Ask, Endpoint};
+use crate::admit::{auth, body};
+use crate::error::Refusal;
+use crate::forward::{Answering, Call, Client, Failure, dispatch, passed_on};
+use crate::meter::scanner::Scanner;
+use crate::meter::streamed::{Streamed, Times};
+use crate::meter::whole;
+use crate::models;
+use crate::record::metrics::GatewayMetrics;
+use crate::record::{End, Meter, Recorder};
+use crate::route::{Pool, health};
+use crate::settings::Settings;
+
+/// The header that names a request, to the client and to the replica.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What a gateway is made of. No part of it needs Kafka by itself.
+#[derive(Debug)]
+pub struct Parts {
+    /// `[gateway]` of the configuration.
+    pub settings: Settings,
+    /// Keys, plans, models, replicas and prices.
+    pub control: ControlView,
+    /// Where usage is kept.
+    pub spool: Spool,
+    /// Where it is measured.
+    pub metrics: Metrics,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    settings: Settings,
+    control: ControlView,
+    policy: ArcSwap<Policy>,
+    limits: Limits,
+    pool: Arc<Pool>,
+    client: Client,
+    recorder: Arc<Recorder>,
+}
+
+/// A gateway. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gateway(Arc<Inner>);
+
+impl Gateway {
+    /// Puts a gateway together. [`Gateway::follow`] keeps it current, [`Gateway::serve`] serves.
+    ///
+    /// # Errors
+    /// When the metrics hold a gateway's already.
+    pub fn new(parts: Parts) -> Result<Self, MetricsError> {
+        let Parts { settings, control, spool, metrics, clock } = parts;
+        let metrics = GatewayMetrics::new(&metrics)?;
+        let pool = Arc::new(Pool::new(metrics.replica_active.clone(), metrics.replica_up.clone()));
+        let policy = ArcSwap::from_pointee(Policy::of(&control.load().state, &pool));
+        let limits = Limits::new(spool.clone(), metrics.reserved.clone());
+        let client = Client::new(settings.deadlines.connect);
+        let recorder = Arc::new(Recorder { spool, metrics, clock, cut: Shutdown::new() });
+        Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, client, recorder })))
+    }
+
+    /// Follows control, and asks replicas for their health, until shutdown.
+    pub fn follow(&self, tasks: &Tasks) {
+        let (gateway, shutdown) = (self.clone(), tasks.shutdown().clone());
+        let settings = &self.0.settings;
+        let drain = settings.drain();
+        tasks.spawn("policy", drain, async move { gateway.follow_control(shutdown).await });
+        let (pool, client, shutdown) = (Arc::clone(&self.0.pool), self.0.client.clone(), tasks.shutdown().clone());
+        let (interval, timeout) = (settings.health_interval, settings.health_timeout);
+        tasks.spawn("replica health", timeout * 2, health::watch(pool, client, interval, timeout, shutdown));
+    }
+
+    async fn follow_control(self, shutdown: Shutdown) -> Result<(), std::convert::Infallible> {
+        let mut offsets = self.0.control.subscribe();
+        loop {
+            offsets.borrow_and_update();
+            let policy = Policy::of(&self.0.control.load().state, &self.0.pool);
+            self.0.policy.store(Arc::new(policy));
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                changed = offsets.changed() => if changed.is_err() {
+                    // Nobody reads control any more; what is known goes on until shutdown.
+                    shutdown.cancelled().await;
+                    return Ok(());
+                },
+            }
+        }
+    }
+
+    /// A tenant's balance of a period, as the topic tells it.
+    pub fn balance(&self, balance: &BalanceUpdated) {
+        balance_of(&self.0.limits, balance);
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn recorder(&self) -> &Arc<Recorder> {
+        &self.0.recorder
+    }
+
+    /// Answers a request. Every answer carries its `x-request-id`.
+    pub(crate) async fn handle<B>(self, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let begun = Instant::now();
+        let id = RequestId(Uuid::now_v7());
+        let (head, body) = request.into_parts();
+        let mut response = match self.answer(&head, body, id, begun).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                self.0.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
+                refusal.response()
+            }
+        };
+        response.headers_mut().insert(REQUEST_ID, id_header(id));
+        response
+    }
+
+    async fn answer<B>(&self, head: &Head, body: B, id: RequestId, begun: Instant) -> Result<Response<Body>, Refusal>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let endpoint = match (&head.method, head.uri.path()) {
+            (&Method::POST, "/v1/chat/completions") => Endpoint::Chat,
+            (&Method::POST, "/v1/completions") => Endpoint::Completions,
+            (method, path @ ("/v1/chat/completions" | "/v1/completions")) => {
+                return Err(Refusal::method_not_allowed(method, path, "POST"));
+            }
+            (method, path) => return self.models(method, path, head),
+        };
+        self.generate(endpoint, head, body, id, begun).await
+    }
+
+    fn models(&self, method: &Method, path: &str, head: &Head) -> Result<Response<Body>, Refusal> {
+        let one = path.strip_prefix("/v1/models/").filter(|model| !model.is_empty());
+        if path != "/v1/models" && one.is_none() {
+            return Err(Refusal::unknown_url(method, path));
+        }
+        if method != Method::GET && method != Method::HEAD {
+            return Err(Refusal::method_not_allowed(method, path, "GET"));
+        }
+        let policy = self.0.policy.load_full();
+        let key = auth::authenticate(&policy, &head.headers, self.now())?;
+        models::answer(&policy, &key.tenant, one)
+    }
+
+    fn now(&self) -> Micros {
+        Micros(self.0.recorder.clock.now())
+    }
+
+    async fn generate<B>(
+        &self,
+        endpoint: Endpoint,
+        head: &Head,
+        body: B,
+        id: RequestId,
+        begun: Instant,
+    ) -> Result<Response<Body>, Refusal>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let inner = &*self.0;
+        let received_at = self.now();
+        // Before the body is read, so that nobody fills memory who may not ask at all.
+        auth::authenticate(&inner.policy.load(), &head.headers, received_at)?;
+        let settings = &inner.settings;
+        let body = body::take(&head.headers, body, settings.max_body_bytes, settings.deadlines.body).await?;
+        let ask = Ask::read(endpoint, &body)?;
+        // And again: the body may have taken its time.
+        let policy = inner.policy.load_full();
+        let key = auth::authenticate(&policy, &head.headers, self.now())?;
+        let model = policy.model(&ask.model).ok_or_else(|| Refusal::model_not_found(&ask.model))?;
+        if !key.tenant.may_use(&model.id) {
+            return Err(Refusal::model_not_allowed(model.id.as_str()));
+        }
+        let Room { reservation, standing, max_tokens } =
+            match inner.limits.reserve(&key.tenant, &ask, settings, self.now()) {
+                Ok(room) => room,
+                Err((refusal, standing)) => {
+                    inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
+                    let mut response = refusal.response();
+                    show(&standing, response.headers_mut());
+                    return Ok(response);
+                }
+            };
+        if !policy.has_price(&model.id, key.tenant.currency, received_at) {
+            inner.recorder.metrics.unpriced.with_label_values(&[model.id.as_str()]).inc();
+        }
+        let admission = admission(id, key, model, &ask, received_at);
+        let meter = inner.recorder.admit(admission, &key.tenant, reservation, begun)?;
+        let forwarded = ask.forwarded(&body, &model.served_name, max_tokens);
+        let mut response = self.forward(&ask, model, forwarded, meter).await;
+        show(&standing, response.headers_mut());
+        Ok(response)
+    }
+
+    async fn forward(&self, ask: &Ask, model: &Model, body: Bytes, mut meter: Meter) -> Response<Body> {
+        let inner = &*self.0;
+        let deadlines = &inner.settings.deadlines;
+        let total = tokio::time::Instant::now() + deadlines.total;
+        let call = Call {
+            model,
+            path: ask.endpoint.path(),
+            request_id: id_header(meter.request_id()),
+            body,
+            attempts: inner.settings.max_attempts,
+            first_byte: if ask.stream { deadlines.first_byte } else { deadlines.whole_answer },
+            total,
+        };
+        let answering = match dispatch(&inner.client, &inner.pool, &call, &mut meter).await {
+            Ok(answering) => answering,
+            Err(failure) => return give_up(failure, meter).await,
+        };
+        if !ask.stream {
+            return self.whole(answering, meter, total).await;
+        }
+        let Answering { lease, response } = answering;
+        let status = response.status();
+        meter.answering(status.as_u16());
+        let (head, upstream) = response.into_parts();
+        let limit = usize::try_from(inner.settings.max_answer_bytes).unwrap_or(usize::MAX);
+        let scanner = Scanner::new(ask.wants, ask.choices, limit);
+        let first_byte = tokio::time::Instant::now() + deadlines.first_byte;
+        let times = Times { first_byte, idle: deadlines.idle, total };
+        let mut answer = Response::new(Streamed::new(upstream, lease, scanner, meter, times).into_body());
+        *answer.status_mut() = status;
+        *answer.headers_mut() = passed_on(&head.headers);
+        answer
+    }
+
+    async fn whole(&self, answering: Answering, mut meter: Meter, total: tokio::time::Instant) -> Response<Body> {
+        let settings = &self.0.settings;
+        let Answering { lease, response } = answering;
+        let status = response.status();
+        let (head, upstream) = response.into_parts();
+        let collected = whole::collect(upstream, settings.max_answer_bytes, settings.deadlines.idle, total).await;
+        drop(lease);
+        let body = match collected {
+            Ok(body) => body,
+            Err(whole::Cut::Deadline) => return give_up(Failure::Deadline, meter).await,
+            Err(whole::Cut::Broken) => return give_up(Failure::Broken, meter).await,
+        };
+        let Ok(said) = whole::read(&body) else { return give_up(Failure::Broken, meter).await };
+        meter.first_byte();
+        if said.usage.is_none() {
+            tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: each choice is counted as one token");
+            let output = said.choices.len() as u64;
+            meter.received(crate::meter::counts::Totals { input: 0, output, reasoning: 0 });
+        }
+        let aborted = said.choices.iter().any(|choice| choice.aborted);
+        let reason = if aborted { EndReason::UpstreamError } else { EndReason::Complete };
+        let (spool, end) =
+            (meter.spool(), End { reason, status: status.as_u16(), error_code: None, usage: said.usage });
+        Meter::durable(&spool, meter.finish(end)).await;
+        let mut answer = Response::new(Body::from(body));
+        *answer.status_mut() = status;
+        *answer.headers_mut() = passed_on(&head.headers);
+        answer
+    }
+}
+
+/// Takes a balance into the accounts.
+pub(crate) fn balance_of(limits: &Limits, balance: &BalanceUpdated) {
+    let tokens = balance.usage.iter().try_fold(0_u64, |sum, model| {
+        let parts = [model.input, model.cached_input, model.output, model.reasoning];
+        parts.into_iter().try_fold(sum, |sum, part| sum.checked_add(u64::try_from(part).ok()?))
+    });
+    let bounds =
+        (ledger::time::Slot::starting_at(balance.period_from), ledger::time::Slot::starting_at(balance.period_to));
+    let (Some(tokens), (Ok(from), Ok(to))) = (tokens, bounds) else {
+        tracing::error!(tenant = %balance.tenant_id, as_of = balance.as_of, "a balance cannot be: it is not used");
+        return;
+    };
+    let tenant: &TenantId = &balance.tenant_id;
+    limits.balance(tenant, Period { from, to }, balance.as_of, tokens);
+}
+
+fn admission(id: RequestId, key: &Key, model: &Model, ask: &Ask, received_at: Micros) -> Admission {
+    Admission {
+        request_id: id,
+        tenant: key.tenant.id.clone(),
+        project: key.project.clone(),
+        api_key: key.id,
+        model: model.id.clone(),
+        version: model.version.clone(),
+        endpoint: ask.endpoint.path().to_owned(),
+        received_at,
+        stream: ask.stream,
+    }
+}
+
+fn id_header(id: RequestId) -> HeaderValue {
+    // Hex digits and dashes are always a header's value.
+    HeaderValue::try_from(id.to_string()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// Ends a request that got no answer, and tells the client.
+async fn give_up(failure: Failure, meter: Meter) -> Response<Body> {
+    let refusal = failure.refusal();
+    let (end, response) = match failure {
+        Failure::Error(error) => {
+            let reason = if error.status.is_server_error() { EndReason::UpstreamError } else { EndReason::Complete };
+            let (status, error_code) = (error.status.as_u16(), error.code());
+            let mut response = Response::new(Body::from(error.body));
+            *response.status_mut() = error.status;
+            *response.headers_mut() = error.headers;
+            if status == 503 {
+                response.headers_mut().entry(header::RETRY_AFTER).or_insert(HeaderValue::from_static("1"));
+            }
+            (End { reason, status, error_code, usage: None }, response)
+        }
+        Failure::Deadline => (End::refused(EndReason::Deadline, &refusal), refusal.response()),
+        Failure::NoReplica | Failure::Broken => (End::refused(EndReason::UpstreamError, &refusal), refusal.response()),
+    };
+    let spool = meter.spool();
+    Meter::durable(&spool, meter.finish(end)).await;
+    response
+}

@@ -1,0 +1,246 @@
+//! Reads a streamed answer event by event: counts, takes out what the client did not ask for, and finds its end.
+
+use bytes::{Bytes, BytesMut};
+
+use super::chunk::{Chunk, Malformed, Usage, without_usage};
+use super::counts::{Counts, Totals};
+use super::events::{Data, Events, data_of};
+use crate::admit::request::Wants;
+
+/// Where a stream stands after some of its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stands {
+    /// More is to come.
+    Open,
+    /// `[DONE]` came.
+    Done,
+}
+
+/// See the module. Pure: the same for the same bytes, however they were cut.
+#[derive(Debug)]
+pub(crate) struct Scanner {
+    events: Events,
+    wants: Wants,
+    counts: Counts,
+    sum: Option<Usage>,
+    /// The chunk with the sum, kept back until the end: a client that has seen it takes the answer for billed.
+    held: BytesMut,
+    answered: bool,
+    aborted: bool,
+    error: Option<String>,
+    done: bool,
+}
+
+impl Scanner {
+    /// For an answer with so many choices per prompt, whose events are at most `limit` bytes long.
+    pub(crate) fn new(wants: Wants, choices: u64, limit: usize) -> Self {
+        Self {
+            events: Events::new(limit),
+            wants,
+            counts: Counts::new(choices),
+            sum: None,
+            held: BytesMut::new(),
+            answered: false,
+            aborted: false,
+            error: None,
+            done: false,
+        }
+    }
+
+    /// Takes bytes of the replica; what the client may see of them goes into `out`. What follows `[DONE]` is dropped.
+    ///
+    /// # Errors
+    /// At an event that is no chunk. `out` then has what came before it.
+    pub(crate) fn push(&mut self, data: &[u8], out: &mut BytesMut) -> Result<Stands, Malformed> {
+        if self.done {
+            return Ok(Stands::Done);
+        }
+        self.events.push(data);
+        while let Some(event) = self.events.next().map_err(|_| Malformed)? {
+            if self.take(event, out)? == Stands::Done {
+                self.done = true;
+                return Ok(Stands::Done);
+            }
+        }
+        Ok(Stands::Open)
+    }
+
+    fn take(&mut self, event: Bytes, out: &mut BytesMut) -> Result<Stands, Malformed> {
+        let (chunk, place) = match data_of(&event).ok_or(Malformed)? {
+            Data::None => {
+                out.extend_from_slice(&event);
+                return Ok(Stands::Open);
+            }
+            Data::One(place) => {
+                let json =
+                    event.get(place.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(Malformed)?;
+                if json == "[DONE]" {
+                    self.held.extend_from_slice(&event);
+                    return Ok(Stands::Done);
+                }
+                (Chunk::read(json)?, Some(place))
+            }
+            Data::Many(json) => (Chunk::read(&json)?, None),
+        };
+        if chunk.is_sum() {
+            self.sum = chunk.usage;
+            if self.wants.sum {
+                self.held.extend_from_slice(&event);
+            }
+            return Ok(Stands::Open);
+        }
+        self.note(&chunk);
+        // Never seen, but if something follows the sum, the order stays.
+        out.extend_from_slice(&self.held.split());
+        match place.filter(|_| chunk.has_usage() && !self.wants.each) {
+            Some(place) => out.extend_from_slice(&without_usage(&event, place)),
+            None => out.extend_from_slice(&event),
+        }
+        Ok(Stands::Open)
+    }
+
+    fn note(&mut self, chunk: &Chunk) {
+        if let Some(code) = &chunk.error {
+            self.error.get_or_insert_with(|| code.clone());
+        }
+        self.answered |= !chunk.choices.is_empty();
+        for choice in &chunk.choices {
+            self.aborted |= choice.aborted;
+        }
+        match (chunk.usage, chunk.choices.first()) {
+            (Some(usage), Some(choice)) => self.counts.usage(choice, usage),
+            _ => chunk.choices.iter().for_each(|choice| self.counts.piece(choice)),
+        }
+    }
+
+    /// What was kept back for the end: the sum if the client wants it, and `[DONE]`.
+    pub(crate) fn rest(&mut self) -> Bytes {
+        self.held.split().freeze()
+    }
+
+    /// Totals so far, over all choices.
+    pub(crate) fn totals(&self) -> Totals {
+        self.counts.totals()
+    }
+
+    /// Whether pieces were counted in the place of tokens.
+    pub(crate) fn is_estimated(&self) -> bool {
+        self.counts.is_estimated()
+    }
+
+    /// The engine's last word, if it came.
+    pub(crate) fn sum(&self) -> Option<Usage> {
+        self.sum
+    }
+
+    /// Whether anything of an answer came: a chunk with a choice.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered
+    }
+
+    /// Whether the engine gave a choice up.
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.aborted
+    }
+
+    /// The code of the error that came within the stream.
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 1 << 16;
+
+    fn chunk(index: u64, prompt: u64, completion: u64) -> String {
+        format!(
+            "data: {{\"id\":\"x\",\"choices\":[{{\"index\":{index},\"delta\":{{\"content\":\"a\"}}}}],\"usage\":{{\"prompt_tokens\":{prompt},\"completion_tokens\":{completion}}}}}\n\n"
+        )
+    }
+
+    const SUM: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n";
+    const DONE: &str = "data: [DONE]\n\n";
+
+    fn scan(wants: Wants, pieces: &[&[u8]]) -> (Scanner, String, Result<Stands, Malformed>) {
+        let (mut scanner, mut out) = (Scanner::new(wants, 2, LIMIT), BytesMut::new());
+        let mut stands = Ok(Stands::Open);
+        for piece in pieces {
+            stands = scanner.push(piece, &mut out);
+            if stands != Ok(Stands::Open) {
+                break;
+            }
+        }
+        (scanner, String::from_utf8_lossy(&out).into_owned(), stands)
+    }
+
+    #[test]
+    fn a_client_sees_the_usage_that_it_asked_for_and_the_end_is_kept_back() {
+        let stream = format!(": keep-alive\n\n{}{}{SUM}{DONE}junk", chunk(0, 7, 2), chunk(1, 7, 3));
+        let bare = "data: {\"id\":\"x\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+        for (wants, first, rest) in [
+            (Wants { sum: false, each: false }, bare.to_owned(), DONE.to_owned()),
+            (Wants { sum: true, each: false }, bare.to_owned(), format!("{SUM}{DONE}")),
+            (Wants { sum: true, each: true }, chunk(0, 7, 2), format!("{SUM}{DONE}")),
+        ] {
+            let (mut scanner, out, stands) = scan(wants, &[stream.as_bytes()]);
+            assert_eq!(stands, Ok(Stands::Done));
+            assert!(out.starts_with(&format!(": keep-alive\n\n{first}data: ")), "{out}");
+            assert_eq!(scanner.rest(), rest.as_bytes());
+            assert_eq!(scanner.totals(), Totals { input: 7, output: 5, reasoning: 0 });
+            assert_eq!(scanner.sum().unwrap().cached_tokens, 4);
+            assert!(scanner.is_answered() && scanner.error().is_none() && !scanner.is_aborted());
+        }
+    }
+
+    #[test]
+    fn what_is_no_chunk_stops_and_an_error_is_known() {
+        let (scanner, out, stands) = scan(Wants::default(), &[chunk(0, 7, 2).as_bytes(), b"data: {\"choices\":[{\n\n"]);
+        assert_eq!((stands, out.matches("data: ").count()), (Err(Malformed), 1));
+        assert_eq!(scanner.totals().output, 2);
+        let crash = b"data: {\"error\": {\"message\": \"m\", \"code\": 500}}\n\ndata: [DONE]\n\n";
+        let (scanner, out, stands) = scan(Wants::default(), &[crash]);
+        assert_eq!((stands, scanner.error(), scanner.is_answered()), (Ok(Stands::Done), Some("500"), false));
+        assert!(out.contains("\"error\""), "the client is told in the engine's words");
+        assert_eq!(scan(Wants::default(), &[b"data: \xff\n\n"]).2, Err(Malformed));
+        assert_eq!(scan(Wants::default(), &[&[b'x'; LIMIT + 1]]).2, Err(Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn the_cuts_make_no_difference(
+            kinds in prop::collection::vec(0usize..7, 0..12), cuts in prop::collection::vec(0usize..2000, 0..12), sum in any::<bool>(), each in any::<bool>()
+        ) {
+            let mut stream = String::new();
+            for (at, kind) in kinds.iter().enumerate() {
+                let at = at as u64;
+                stream.push_str(&match kind {
+                    0 => ": keep-alive\n\n".to_owned(),
+                    1 | 2 => chunk(at % 4, 7, at),
+                    3 => "data: {\"choices\":[{\"index\":1,\"text\":\"é\"}]}\r\n\r\n".to_owned(),
+                    4 => SUM.to_owned(),
+                    5 => "event: x\ndata: {\"error\":{\"code\":\"dead\"}}\n\n".to_owned(),
+                    _ => DONE.to_owned(),
+                });
+            }
+            let bytes = stream.as_bytes();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(bytes.len())).chain([0, bytes.len()]).collect();
+            cuts.sort_unstable();
+            let pieces: Vec<_> = cuts.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
+            let wants = Wants { sum, each: each && sum };
+            let (mut one, out, stands) = scan(wants, &[bytes]);
+            let (mut cut, cut_out, cut_stands) = scan(wants, &pieces);
+            prop_assert_eq!((out, stands), (cut_out, cut_stands));
+            prop_assert_eq!((one.totals(), one.sum(), one.error(), one.is_answered()), (cut.totals(), cut.sum(), cut.error(), cut.is_answered()));
+            prop_assert_eq!(one.rest(), cut.rest());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = scan(Wants { sum: true, each: false }, &[&bytes]);
+        }
+    }
+}

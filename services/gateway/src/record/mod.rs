@@ -1,0 +1,296 @@
+//! The record of one request: its counts while it runs, and its one end, which settles spool, quota and metrics together.
+
+pub(crate) mod metrics;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ledger::control::WhenSpoolFull;
+use ledger::ids::{ModelId, ReplicaId, RequestId};
+use ledger::time::Micros;
+use ledger::tokens::{TokenClass, TokenCounts};
+use runtime::{Clock, Shutdown};
+use schemas::event::EndReason;
+use stream::spool::{
+    Admission, AdmitError, AppendError, Finish, Finished, OpenRequest, Settled, Spool, Usage as Billed,
+};
+
+use crate::admit::limits::Reservation;
+use crate::admit::policy::Tenant;
+use crate::error::Refusal;
+use crate::meter::chunk::Usage;
+use crate::meter::counts::Totals;
+use metrics::GatewayMetrics;
+
+/// What every record needs, shared.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    pub spool: Spool,
+    pub metrics: GatewayMetrics,
+    pub clock: Arc<dyn Clock>,
+    /// Triggered when what is still open is cut.
+    pub cut: Shutdown,
+}
+
+/// How a request ended, as its owner knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct End {
+    pub reason: EndReason,
+    /// What the client got; 0 for nothing.
+    pub status: u16,
+    pub error_code: Option<String>,
+    /// The engine's last word on tokens, if it came whole.
+    pub usage: Option<Usage>,
+}
+
+impl End {
+    /// An end with a word for the client.
+    pub(crate) fn refused(reason: EndReason, refusal: &Refusal) -> Self {
+        let error_code = Some(refusal.code.to_owned());
+        Self { reason, status: refusal.status.as_u16(), error_code, usage: None }
+    }
+}
+
+/// The meter of a request that was let in. Dropped without an end, it ends as cut by the client or by the drain.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    recorder: Arc<Recorder>,
+    admission: Arc<Admission>,
+    /// Absent when the spool was full and the plan said to serve.
+    open: Option<OpenRequest>,
+    reservation: Option<Reservation>,
+    begun: Instant,
+    status: u16,
+    dispatched_at: Option<Micros>,
+    first_byte_at: Option<Micros>,
+    answering: Option<ReplicaId>,
+    totals: Totals,
+    received: bool,
+    ended: bool,
+}
+
+impl Recorder {
+    /// Lets a request in: into the spool, or past it where the plan says so.
+    ///
+    /// # Errors
+    /// What the client is told. Nothing is then left of the request.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        admission: Admission,
+        tenant: &Tenant,
+        reservation: Reservation,
+        begun: Instant,
+    ) -> Result<Meter, Refusal> {
+        let open = match self.spool.admit(admission.clone()) {
+            Ok(open) => Some(open),
+            Err(AdmitError::NoSlot(_)) => return Err(Refusal::overloaded()),
+            Err(AdmitError::Append(AppendError::Closed)) => return Err(Refusal::draining()),
+            Err(error) => {
+                self.metrics.spool_full.set(1);
+                if tenant.plan.when_spool_full == WhenSpoolFull::Refuse {
+                    tracing::warn!(%error, "a request is refused: its usage could not be kept");
+                    return Err(Refusal::spool_full());
+                }
+                self.metrics.unmetered.inc();
+                let (request, tenant) = (admission.request_id, &admission.tenant);
+                tracing::error!(%request, %tenant, %error, "a request is served without a record, as its plan says: its usage is lost");
+                None
+            }
+        };
+        if open.is_some() {
+            self.metrics.spool_full.set(0);
+        }
+        self.metrics.in_flight.inc();
+        Ok(Meter {
+            recorder: Arc::clone(self),
+            admission: Arc::new(admission),
+            open,
+            reservation: Some(reservation),
+            begun,
+            status: 0,
+            dispatched_at: None,
+            first_byte_at: None,
+            answering: None,
+            totals: Totals::default(),
+            received: false,
+            ended: false,
+        })
+    }
+}
+
+impl Meter {
+    /// The request.
+    pub(crate) fn request_id(&self) -> RequestId {
+        self.admission.request_id
+    }
+
+    fn now(&self) -> Micros {
+        Micros(self.recorder.clock.now())
+    }
+
+    /// A try at a replica begins.
+    pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId) {
+        if number == 0 {
+            self.recorder.metrics.overhead.observe(self.begun.elapsed().as_secs_f64());
+        }
+        self.dispatched_at = Some(self.now());
+        self.answering = Some(replica.clone());
+        if let Some(open) = &mut self.open {
+            open.attempt(number, replica.as_str());
+        }
+        if let Some(reservation) = &mut self.reservation {
+            reservation.sent();
+        }
+    }
+
+    /// A try at a replica came to this.
+    pub(crate) fn attempt_ended(&mut self, replica: &ReplicaId, outcome: &'static str) {
+        self.answering = None;
+        self.recorder.metrics.attempts.with_label_values(&[replica.as_str(), outcome]).inc();
+    }
+
+    /// The status that the client got, or is about to get.
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// The client is about to get an answer with this status.
+    pub(crate) fn answering(&mut self, status: u16) {
+        self.status = status;
+    }
+
+    /// The first byte of an answer is about to be handed on.
+    pub(crate) fn first_byte(&mut self) {
+        if self.first_byte_at.is_none() {
+            self.first_byte_at = Some(self.now());
+            self.recorder.metrics.first_byte.observe(self.begun.elapsed().as_secs_f64());
+        }
+    }
+
+    /// Running totals, before the frame they came with is handed on. Bills a part when it is due.
+    pub(crate) fn received(&mut self, totals: Totals) {
+        (self.totals, self.received) = (totals, true);
+        let now = self.now();
+        let (Some(open), Some(reservation)) = (&mut self.open, &mut self.reservation) else { return };
+        open.received(totals.input, totals.output, totals.reasoning);
+        if open.due(now) {
+            let checkpoint = || match open.checkpoint() {
+                Ok(done) => ((), done.and_then(|done| done.delta.total().ok()).unwrap_or(0)),
+                Err(error) => {
+                    // Nothing is lost: the counts are in the in-flight table, and come with the next one or the last.
+                    tracing::warn!(request = %open.admission().request_id, %error, "a checkpoint could not be written");
+                    ((), 0)
+                }
+            };
+            reservation.spend(checkpoint);
+        }
+    }
+
+    /// The one end. Counts, quota and reservation are settled in one step; what is returned is to be durable before the
+    /// client sees the end, if the settings say so.
+    pub(crate) fn finish(mut self, end: End) -> Option<Finished> {
+        self.end(end)
+    }
+
+    fn end(&mut self, end: End) -> Option<Finished> {
+        if std::mem::replace(&mut self.ended, true) {
+            return None;
+        }
+        let counts = end.usage.and_then(|usage| self.split(usage));
+        let billed = match counts {
+            Some(counts) => Billed::Final(counts),
+            None if self.received => Billed::Running,
+            None => Billed::Nothing,
+        };
+        let finish = Finish {
+            end_reason: end.reason,
+            status: end.status,
+            error_code: end.error_code,
+            usage: billed,
+            dispatched_at: self.dispatched_at,
+            first_byte_at: self.first_byte_at,
+        };
+        let unmetered = Settled {
+            counts: counts.unwrap_or(TokenCounts {
+                input: self.totals.input,
+                cached_input: 0,
+                output: self.totals.output,
+                reasoning: self.totals.reasoning,
+            }),
+            answered: self.received || counts.is_some(),
+            estimated: counts.is_none() && self.received,
+        };
+        let open = self.open.take();
+        let settle = || {
+            let finished = open.map(|open| open.finish(finish));
+            let settled = finished.map_or(unmetered, |finished| finished.settled);
+            (finished, settled.counts.total().unwrap_or(u64::MAX))
+        };
+        let finished = self.reservation.take().and_then(|reservation| reservation.settle(settle));
+        self.tell(end.reason, end.status, finished.map_or(unmetered, |finished| finished.settled));
+        finished
+    }
+
+    /// The engine's last word by class, if it can be: a part larger than its whole is none.
+    fn split(&self, usage: Usage) -> Option<TokenCounts> {
+        let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = usage;
+        TokenCounts::from_usage(prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens)
+            .inspect_err(|error| {
+                tracing::error!(request = %self.request_id(), %error, "the engine's usage cannot be: billed by its running counts");
+            })
+            .ok()
+    }
+
+    fn tell(&mut self, reason: EndReason, status: u16, settled: Settled) {
+        let metrics = &self.recorder.metrics;
+        let Admission { model, endpoint, tenant, .. } = &*self.admission;
+        metrics.in_flight.dec();
+        metrics.requests.with_label_values(&[endpoint, model.as_str(), reason.as_str()]).inc();
+        metrics.duration.with_label_values(&[endpoint.as_str()]).observe(self.begun.elapsed().as_secs_f64());
+        for class in TokenClass::ALL {
+            let tokens = settled.counts.of(class);
+            if tokens > 0 {
+                metrics.tokens.with_label_values(&[model.as_str(), class.as_str()]).inc_by(tokens);
+            }
+        }
+        if settled.estimated {
+            metrics.estimated.with_label_values(&[reason.as_str()]).inc();
+        }
+        if let Some(replica) = self.answering.take() {
+            metrics.attempts.with_label_values(&[replica.as_str(), reason.as_str()]).inc();
+        }
+        let (request, tokens) = (self.admission.request_id, settled.counts.total().unwrap_or(u64::MAX));
+        if reason == EndReason::Complete {
+            tracing::debug!(%request, %tenant, %model, status, tokens, "complete");
+        } else {
+            let reason = reason.as_str();
+            tracing::info!(%request, %tenant, %model, status, tokens, reason, "ended");
+        }
+    }
+
+    /// Waits for the disk, where the settings say that the end of an answer does.
+    pub(crate) async fn durable(spool: &Spool, finished: Option<Finished>) {
+        if let Some(finished) = finished {
+            spool.settled(&finished).await;
+        }
+    }
+
+    /// The spool, to wait for.
+    pub(crate) fn spool(&self) -> Spool {
+        self.recorder.spool.clone()
+    }
+
+    /// The model's public name.
+    pub(crate) fn model(&self) -> &ModelId {
+        &self.admission.model
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if !self.ended {
+            let reason = if self.recorder.cut.is_cancelled() { EndReason::Drained } else { EndReason::ClientCancelled };
+            self.end(End { reason, status: self.status, error_code: None, usage: None });
+        }
+    }
+}

@@ -56,7 +56,7 @@ async fn serve<U: Uses, E: Error + 'static>(
 async fn announce(name: &str, listen: SocketAddr, shutdown: &Shutdown) {
     let at = reachable(listen);
     let url = format!("http://{at}/readyz");
-    while web::answers(&url).await.is_err() {
+    while web::ready(&url).await.is_err() {
         if !shutdown.sleep(POLL).await {
             return;
         }
@@ -65,7 +65,7 @@ async fn announce(name: &str, listen: SocketAddr, shutdown: &Shutdown) {
 }
 
 /// Where this host reaches what listens there.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -50,6 +50,39 @@ pub(crate) async fn answers(url: &str) -> Result<(), String> {
     }
 }
 
+/// Whether a role says on `/readyz` that it is ready; if not, its reasons.
+pub(crate) async fn ready(url: &str) -> Result<(), Unready> {
+    #[derive(serde::Deserialize)]
+    struct Answer {
+        conditions: Vec<Condition>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Condition {
+        name: String,
+        reason: Option<String>,
+    }
+    let answer = get(url).await.map_err(Unready::Absent)?;
+    if answer.is_success() {
+        return Ok(());
+    }
+    let reasons = serde_json::from_str::<Answer>(&answer.text).map(|answer| {
+        let unmet = answer.conditions.into_iter().filter_map(|condition| Some((condition.name, condition.reason?)));
+        unmet.map(|(name, reason)| format!("{name}: {reason}")).collect::<Vec<_>>().join("; ")
+    });
+    Err(Unready::Waits(reasons.unwrap_or_else(|_| format!("{} {}", answer.status, answer.text.trim()))))
+}
+
+/// Why a role is not ready.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unready {
+    /// Nobody answers there.
+    #[error("{0}")]
+    Absent(String),
+    /// It says what it waits for.
+    #[error("{0}")]
+    Waits(String),
+}
+
 /// Asks once. The error is a short reason for people.
 pub(crate) async fn ask(question: Question<'_>) -> Result<Answer, String> {
     let Question { method, url, headers, body, limit } = question;

@@ -25,6 +25,7 @@ pub(crate) struct Layout {
     settings: DevSettings,
     /// This very program.
     program: PathBuf,
+    started_in: PathBuf,
 }
 
 impl Layout {
@@ -37,6 +38,7 @@ impl Layout {
             ports: settings.ports().chosen()?,
             settings,
             program: std::env::current_exe()?,
+            started_in: std::env::current_dir()?,
         })
     }
 
@@ -88,6 +90,13 @@ impl Layout {
         let served = ["embedded-vllm", "--listen", &listen, "--model", model];
         let pace = ["--time-to-first-token", &first, "--time-per-output-token", &each, "--output-tokens", &tokens];
         self.child(name, served.into_iter().chain(pace).map(OsString::from).collect())
+    }
+
+    /// This program as a role, with the settings that were put together for it. Relative paths in the user's own file
+    /// begin where dev was started.
+    pub(crate) fn role(&self, name: &'static str) -> Spec {
+        let role = self.child(name, vec![name.into(), "--config".into(), self.config().into()]);
+        Spec { folder: self.started_in.clone(), ..role }
     }
 
     fn child(&self, name: &'static str, arguments: Vec<OsString>) -> Spec {

@@ -8,6 +8,7 @@ mod layout;
 mod lock;
 mod logs;
 pub(crate) mod ports;
+mod roles;
 mod servers;
 pub(crate) mod settings;
 mod terminal;
@@ -86,6 +87,9 @@ fn puts(layout: &Layout) -> Vec<Put> {
         Put::decided("kafka", "single_node", true, "a cluster of your own, without tollgate dev"),
         Put::proposed("kafka", "partitions", 4),
         Put::decided("clickhouse", "url", ports.url(Part::ClickHouse), "--clickhouse-port"),
+        Put::decided("fold", "listen", ports.address(Part::Fold), "--fold-port"),
+        Put::decided("spool", "dir", layout.data.join("spool").display().to_string(), "--data-dir"),
+        Put::proposed("log", "format", "human"),
     ]
 }
 
@@ -127,8 +131,9 @@ async fn start(layout: &Layout, children: &Children) -> Result<(), String> {
     let settings: For<DevRole> = runtime::config::load(Some(&layout.config())).map_err(|wrong| wrong.to_string())?;
     let (kafka, clickhouse) = (&settings.all.kafka, &settings.all.clickhouse);
     let step = Step::begin("topics and tables");
-    let nobody = Shutdown::new();
-    migrate::run(kafka, clickhouse, Scope::All, PATIENCE, &nobody, drop).await.map_err(|error| error.to_string())?;
+    migrate::run(kafka, clickhouse, Scope::All, PATIENCE, &Shutdown::new(), drop)
+        .await
+        .map_err(|error| error.to_string())?;
     step.done();
     let step = Step::begin("demo tenant, key, models, replicas and prices");
     let left = bootstrap(layout, kafka).await?;
@@ -136,7 +141,7 @@ async fn start(layout: &Layout, children: &Children) -> Result<(), String> {
     if !left.is_empty() {
         say(&format!("    left as you changed them: {}", left.join(", ")));
     }
-    Ok(())
+    roles::start(layout, children).await
 }
 
 /// Writes the demo documents, beside a reader of the control log that lives as long as that takes.
@@ -171,6 +176,7 @@ async fn wait_for(shutdown: &Shutdown) -> Instant {
 fn table(layout: &Layout, took: Duration) -> String {
     let ports = &layout.ports;
     let rows = [
+        ("fold (health)", ports.url(Part::Fold)),
         ("Kafka", ports.address(Part::Kafka)),
         ("ClickHouse", ports.url(Part::ClickHouse)),
         ("schema registry", ports.url(Part::Registry)),
@@ -180,7 +186,7 @@ fn table(layout: &Layout, took: Duration) -> String {
     let rows: String = rows.iter().map(|(what, address)| format!("  {what:<18}{address}\n")).collect();
     format!(
         "\n{} ({})\n\n{rows}\n\
-         The gateway, the fold and billing are not built yet: these are the servers that they will need.\n\
+         The gateway and billing are not built yet.\n\
          Try the simulated vLLM:\n\n  \
          curl {}/v1/chat/completions -H 'content-type: application/json' \\\n    \
          -d '{{\"model\": \"{LLAMA}\", \"max_tokens\": 20, \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n\

@@ -5,6 +5,7 @@ mod control;
 mod host;
 mod kafka;
 mod report;
+mod roles;
 mod tools;
 
 use std::process::ExitCode;
@@ -45,6 +46,9 @@ async fn connections(report: &mut Report, settings: &Settings) {
     let clock = SystemClock;
     tools::check(report, &settings.dev.tools_dir).await;
     host::spool(report, &settings.spool.dir, settings.spool.max_bytes);
+    for (name, listen) in [("fold", settings.fold.listen)] {
+        roles::check(report, name, listen).await;
+    }
     clickhouse::check(report, &settings.clickhouse, &clock).await;
     let kafka = &settings.kafka;
     let mut client = kafka.client("doctor");

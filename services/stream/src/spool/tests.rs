@@ -175,6 +175,24 @@ fn damage_in_what_was_whole_stops_the_start_and_a_torn_tail_does_not() {
 }
 
 #[test]
+fn what_a_failed_sync_gave_up_is_written_again_by_the_next_process() {
+    let disk = SimDisk::new();
+    let spool = start(&disk);
+    let mut request = spool.admit(admission(1, "a")).unwrap();
+    request.received(5, 6, 0);
+    request.finish(finish(Usage::Running));
+    // The sync fails, and the process is killed before it can go on in a new segment.
+    disk.fail_at(0, Fault::Error);
+    disk.fail_at(1, Fault::Crash(0));
+    assert!(spool.flush().is_err() && disk.is_dead());
+    let disk = disk.after_kill();
+    start(&disk);
+    let disk = disk.after_host_crash(|_| 0);
+    open(&disk, OTHER_BOOT, &settings(), &clock()).unwrap();
+    assert_eq!(counts(&disk).iter().map(|event| event.output).sum::<i64>(), 6);
+}
+
+#[test]
 fn a_segment_that_is_missing_stops_the_start() {
     for gone in [1, 2] {
         let disk = SimDisk::new();

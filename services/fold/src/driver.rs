@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use ledger::ids::SourceId;
-use sql::{ChunkRows, EventAt, Position, Proof};
+use sql::{ChunkRows, Position, Proof};
 use stream::cut::CutPolicy;
-use stream::line::{LineState, LogRecord, Stop};
-use thiserror::Error;
+use stream::line::{LineState, LogRecord};
 
+use crate::call::{Answer, Call, Event, Refused, Standstill, StoreError, Taken};
 use crate::chunk::{ClosedChunk, OpenChunk, proven};
 use crate::event::FoldEvent;
 
 /// What an insert may take, milliseconds by ClickHouse's clock: PROTOCOL rule 14.
 pub(crate) const INSERT_WITHIN_MS: i64 = 60_000;
-/// After so long without word of ClickHouse's clock it is asked before an insert, which would be refused otherwise.
-const FRESH_MS: u64 = 20_000;
+/// After so long without word of ClickHouse it is asked before an insert: the deadline would pass, and what was proven may
+/// have been dropped or restored meanwhile.
+const FRESH_MS: u64 = 5_000;
+/// A line with nothing to write looks so often whether what it wrote is still there.
+const IDLE_MS: u64 = 10_000;
 /// Of a deadline so much must be left for another token to be tried.
 const RETRY_MARGIN_MS: i64 = 5_000;
 /// So many tokens are tried under one deadline.
@@ -31,97 +33,6 @@ pub(crate) struct Cuts {
     pub(crate) due: CutPolicy,
     /// What one block holds, when more comes than is written. Beyond it the line reads no further.
     pub(crate) block: CutPolicy,
-}
-
-/// Why ClickHouse could not be used.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum StoreError {
-    /// May pass.
-    #[error("{0}")]
-    Unavailable(String),
-    /// What is there is damaged, or not ours: only a person can help.
-    #[error("{0}")]
-    Damaged(String),
-}
-
-/// Why a chunk was not written, or may not have been.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum Refused {
-    /// Its deadline had passed.
-    #[error("the chunk's deadline had passed by ClickHouse's clock")]
-    Fence,
-    /// Nobody knows whether it was written.
-    #[error("{0}")]
-    Unknown(String),
-    /// It contradicts itself.
-    #[error("{0}")]
-    Malformed(String),
-}
-
-/// Why a line stands still.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub(crate) enum Standstill {
-    /// Records are missing.
-    #[error("{0}; the line stands still so that nothing is billed wrongly: find the records, or decide in control")]
-    Lost(#[from] Stop),
-    /// The log is not the one that was folded, or ends before the position.
-    #[error("{0}")]
-    OtherLog(String),
-    /// ClickHouse holds what cannot be built on.
-    #[error("{0}")]
-    Damaged(String),
-}
-
-/// What is to be asked of ClickHouse. One at a time.
-#[derive(Debug)]
-pub(crate) enum Call<D> {
-    /// A full proof; with what the balances begin with, of the same position, if so asked.
-    Prove { with_totals: bool },
-    /// The ids of the events with these numbers.
-    EventIds(Vec<(SourceId, u64)>),
-    /// A chunk under its token and deadline.
-    Insert { rows: Arc<ChunkRows<D>>, retry: u32, insert_before_ms: i64 },
-    /// The position alone.
-    Position,
-}
-
-/// What came of a [`Call`].
-#[derive(Debug)]
-pub(crate) enum Answer {
-    Proof(Result<Proof, StoreError>),
-    EventIds(Result<Vec<EventAt>, StoreError>),
-    Inserted(Result<(), Refused>),
-    Position(Result<Position, StoreError>),
-}
-
-/// What an answer meant, for metrics and the log.
-#[derive(Debug)]
-pub(crate) enum Event<D> {
-    /// Nothing to tell.
-    Nothing,
-    /// The position is proven; the log is read from here if it was not.
-    Proven(i64),
-    /// A chunk is in ClickHouse.
-    Written(Arc<ChunkRows<D>>),
-    /// Another owner's cut won.
-    Foreign(i64),
-    /// The token was kept and the part lost: it is sent again under another token.
-    Torn,
-    /// Something failed and is tried again.
-    Failed(&'static str, String),
-}
-
-/// What became of a record that was offered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Taken {
-    /// The line has stepped over it.
-    Stepped,
-    /// It was read before.
-    Skipped,
-    /// There is no room until a chunk is written: offer it again.
-    NoRoom,
-    /// The line stands still before it.
-    StoodStill,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -163,6 +74,8 @@ pub(crate) struct Driver<E: FoldEvent> {
     base: Option<Base>,
     /// The state after the last record that was read. It runs ahead of what is written.
     tip: LineState,
+    /// The next offset that the balances have not seen: where the line begins beyond it, they need totals.
+    counted: i64,
     open: OpenChunk<E>,
     closed: Option<ClosedChunk<E::Row>>,
     cut: Option<Cut<E::Row>>,
@@ -186,6 +99,7 @@ impl<E: FoldEvent> Driver<E> {
             cuts,
             base: None,
             tip: LineState::default(),
+            counted: 0,
             open: OpenChunk::at(0),
             closed: None,
             cut: None,
@@ -260,6 +174,7 @@ impl<E: FoldEvent> Driver<E> {
                 return Taken::StoodStill;
             }
         };
+        self.counted = self.counted.max(self.tip.position);
         seen(match &step.outcome {
             stream::line::Outcome::Folded(event) => Some(event),
             _ => None,
@@ -311,9 +226,17 @@ impl<E: FoldEvent> Driver<E> {
             _ if self.asked => None,
             Phase::Doubt { not_before_ms } => Some(not_before_ms.saturating_sub(now_ms)),
             Phase::Read if self.blocked.is_some() || self.begin_anew => Some(0),
-            Phase::Read => self.open.due_in_ms(now_ms, &self.cuts.due),
+            Phase::Read => {
+                let due = self.open.due_in_ms(now_ms, &self.cuts.due);
+                Some(due.unwrap_or_else(|| IDLE_MS.saturating_sub(self.idle_for_ms(now_ms))))
+            }
             Phase::Settle | Phase::Insert | Phase::ReadBack => Some(0),
         }
+    }
+
+    /// How long ago ClickHouse said anything of the position.
+    fn idle_for_ms(&self, now_ms: u64) -> u64 {
+        self.base.map_or(u64::MAX, |base| now_ms.saturating_sub(base.heard_ms))
     }
 
     fn close_if_due(&mut self, now_ms: u64) -> Option<Call<E::Row>> {
@@ -326,12 +249,12 @@ impl<E: FoldEvent> Driver<E> {
                 self.begin_anew = true;
                 return self.doubt(now_ms, STOPPED_MS);
             }
-            return None;
+            return if self.idle_for_ms(now_ms) >= IDLE_MS { self.doubt(now_ms, 0) } else { None };
         }
         if self.blocked.is_none() && self.open.due_in_ms(now_ms, &self.cuts.due) != Some(0) {
             return None;
         }
-        if self.base.is_none_or(|base| now_ms.saturating_sub(base.heard_ms) > FRESH_MS) {
+        if self.idle_for_ms(now_ms) > FRESH_MS {
             return self.doubt(now_ms, 0);
         }
         let open = std::mem::replace(&mut self.open, OpenChunk::at(self.tip.position));
@@ -415,13 +338,11 @@ impl<E: FoldEvent> Driver<E> {
 
     fn proven(&mut self, proof: &Proof, now_ms: u64) -> Event<E::Row> {
         let Some(base) = self.base.filter(|_| !self.begin_anew) else {
-            self.begin(proof, now_ms);
-            return Event::Proven(proof.position);
+            return self.begin(proof, now_ms);
         };
         if proof.position < base.position {
             // Dropped, or restored from an older backup: what is missing is read again.
-            self.begin(proof, now_ms);
-            return Event::Proven(proof.position);
+            return self.begin(proof, now_ms);
         }
         if proof.position == base.position {
             if proof.chain != base.chain {
@@ -510,7 +431,13 @@ impl<E: FoldEvent> Driver<E> {
     }
 
     /// Begins with what was proven; the log is read from there.
-    fn begin(&mut self, proof: &Proof, now_ms: u64) {
+    fn begin(&mut self, proof: &Proof, now_ms: u64) -> Event<E::Row> {
+        if E::BALANCED && !self.asked_totals && proof.position > self.counted {
+            self.reload_balances();
+            self.doubt(now_ms, 0);
+            return Event::Nothing;
+        }
+        self.counted = self.counted.max(proof.position);
         self.heard(proof.position, proof.chain, proof.now_ms, now_ms);
         self.tip = proven(proof);
         self.open = OpenChunk::at(proof.position);
@@ -520,6 +447,7 @@ impl<E: FoldEvent> Driver<E> {
         self.begin_anew = self.with_totals;
         self.seek = Some(proof.position);
         self.phase = Phase::Read;
+        Event::Proven(proof.position)
     }
 }
 

@@ -10,7 +10,7 @@ use ledger::tokens::TokenCounts;
 use schemas::event::{CountOutOfBounds, EndReason, Event, RequestFinished, TokensCounted};
 use sql::{ChunkRows, DataRow, RequestRow, TokenRow};
 
-use crate::driver::Refused;
+use crate::call::Refused;
 use crate::store::Store;
 
 /// What a folded record adds to its tenant's balance.
@@ -41,7 +41,13 @@ pub(crate) trait FoldEvent: Event + Send + Sync + 'static {
     fn counts(&self) -> Option<Use<'_>>;
 
     /// Writes a chunk of such rows. Here, because only of a row's own type is it known that it may cross threads.
-    fn insert(store: Store, rows: Arc<ChunkRows<Self::Row>>, retry: u32, insert_before_ms: i64) -> Inserted;
+    fn insert(
+        store: Store,
+        rows: Arc<ChunkRows<Self::Row>>,
+        retry: u32,
+        insert_before_ms: i64,
+        tables: u64,
+    ) -> Inserted;
 }
 
 /// What comes of an insert.
@@ -89,8 +95,14 @@ impl FoldEvent for TokensCounted {
         })
     }
 
-    fn insert(store: Store, rows: Arc<ChunkRows<TokenRow>>, retry: u32, insert_before_ms: i64) -> Inserted {
-        async move { store.insert(&rows, retry, insert_before_ms).await }.boxed()
+    fn insert(
+        store: Store,
+        rows: Arc<ChunkRows<TokenRow>>,
+        retry: u32,
+        insert_before_ms: i64,
+        tables: u64,
+    ) -> Inserted {
+        async move { store.insert(&rows, retry, insert_before_ms, tables).await }.boxed()
     }
 }
 
@@ -127,7 +139,13 @@ impl FoldEvent for RequestFinished {
         None
     }
 
-    fn insert(store: Store, rows: Arc<ChunkRows<RequestRow>>, retry: u32, insert_before_ms: i64) -> Inserted {
-        async move { store.insert(&rows, retry, insert_before_ms).await }.boxed()
+    fn insert(
+        store: Store,
+        rows: Arc<ChunkRows<RequestRow>>,
+        retry: u32,
+        insert_before_ms: i64,
+        tables: u64,
+    ) -> Inserted {
+        async move { store.insert(&rows, retry, insert_before_ms, tables).await }.boxed()
     }
 }

@@ -6,6 +6,7 @@
 //! dropped, and each offset is folded once all the same.
 
 mod balances;
+mod call;
 mod chunk;
 mod control;
 mod driver;
@@ -15,6 +16,8 @@ mod meters;
 mod publish;
 mod run;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod store;
 
 pub use run::{Error, RunSettings, run};

@@ -16,12 +16,13 @@ use stream::kafka::KafkaSettings;
 use tokio::time::MissedTickBehavior;
 
 use crate::balances::{self, Balances};
+use crate::call::{Answer, Call, Event, Refused, Standstill, Taken};
 use crate::control::TenantZones;
-use crate::driver::{Answer, Call, Cuts, Driver, Event, Refused, Standstill, Taken};
+use crate::driver::{Cuts, Driver};
 use crate::event::FoldEvent;
 use crate::meters::LineMeters;
 use crate::publish::{PublishError, Publisher};
-use crate::store::Store;
+use crate::store::{Proven, Store};
 
 /// The consumer group whose offsets show the lag to people. Nobody joins it, and nothing reads them.
 pub(crate) const GROUP: &str = "tollgate-fold";
@@ -48,10 +49,16 @@ pub(crate) struct Shared {
     pub(crate) stall: Duration,
 }
 
-type Totals = Option<(Slot, Vec<PartitionTotal>)>;
-type Answered = BoxFuture<'static, (Answer, Totals)>;
+type Answered = BoxFuture<'static, (Answer, Option<Beside>)>;
 type Published = BoxFuture<'static, (Vec<BalanceUpdated>, Result<(), PublishError>)>;
 type Looked = BoxFuture<'static, Result<Bounds, ConsumeError>>;
+
+/// What comes with a proof, beside what the driver is told.
+#[derive(Debug)]
+struct Beside {
+    totals: Option<(Slot, Vec<PartitionTotal>)>,
+    tables: u64,
+}
 
 /// A line, with all that it touches.
 pub(crate) struct Line<E: FoldEvent> {
@@ -69,6 +76,8 @@ pub(crate) struct Line<E: FoldEvent> {
     publishing: Option<Published>,
     looking: Option<Looked>,
     began: Instant,
+    /// The tables that the position was proven of.
+    tables: u64,
     inserted_at: Instant,
     looked_at: Option<Instant>,
     refreshed_at: Instant,
@@ -101,6 +110,7 @@ impl<E: FoldEvent> Line<E> {
             publishing: None,
             looking: None,
             began: now,
+            tables: 0,
             inserted_at: now,
             looked_at: None,
             refreshed_at: now,
@@ -127,9 +137,9 @@ impl<E: FoldEvent> Line<E> {
             let reads = self.held.is_none() && self.driver.wants_records();
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                (answer, totals) = pending_or(&mut self.call) => {
+                (answer, beside) = pending_or(&mut self.call) => {
                     self.call = None;
-                    self.answered(answer, totals);
+                    self.answered(answer, beside);
                 }
                 record = next_of(self.log.as_ref()), if reads => self.read(record),
                 () = tokio::time::sleep(Duration::from_millis(due.unwrap_or(0))), if due.is_some() => {}
@@ -262,13 +272,16 @@ impl<E: FoldEvent> Line<E> {
             Call::EventIds(_) | Call::Position => {}
         }
         let totals_from = balances::horizon(Micros(self.shared.clock.now()));
-        self.call = Some(perform::<E>(self.shared.clone(), self.table, self.partition, call, totals_from).boxed());
+        self.call = Some(perform::<E>(self.shared.clone(), self.partition, call, totals_from, self.tables).boxed());
     }
 
-    fn answered(&mut self, answer: Answer, totals: Totals) {
-        if let (Answer::Proof(Ok(proof)), Some((from, totals))) = (&answer, totals) {
-            let zones = TenantZones(&self.shared.control);
-            self.balances = Some(Balances::load(self.partition, proof.position, from, &totals, &zones));
+    fn answered(&mut self, answer: Answer, beside: Option<Beside>) {
+        if let (Answer::Proof(Ok(proof)), Some(Beside { totals, tables })) = (&answer, beside) {
+            self.tables = tables;
+            if let Some((from, totals)) = totals {
+                let zones = TenantZones(&self.shared.control);
+                self.balances = Some(Balances::load(self.partition, proof.position, from, &totals, &zones));
+            }
         }
         let before = self.driver.position();
         let told = self.driver.on(answer, self.now_ms());
@@ -483,15 +496,18 @@ async fn pending_or<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
 
 async fn perform<E: FoldEvent>(
     shared: Shared,
-    table: Table,
     partition: i32,
     call: Call<E::Row>,
     totals_from: Slot,
-) -> (Answer, Totals) {
-    let store = &shared.store;
+    tables: u64,
+) -> (Answer, Option<Beside>) {
+    let (store, table) = (&shared.store, E::Row::TABLE);
     let answer = match call {
         Call::Prove { with_totals } => match store.prove(table, partition, with_totals.then_some(totals_from)).await {
-            Ok((proof, totals)) => return (Answer::Proof(Ok(proof)), totals.map(|totals| (totals_from, totals))),
+            Ok(Proven { proof, totals, tables }) => {
+                let totals = totals.map(|totals| (totals_from, totals));
+                return (Answer::Proof(Ok(proof)), Some(Beside { totals, tables }));
+            }
             Err(error) => Answer::Proof(Err(error)),
         },
         Call::EventIds(numbers) => Answer::EventIds(store.event_ids(table, partition, &numbers).await),
@@ -499,7 +515,7 @@ async fn perform<E: FoldEvent>(
         Call::Insert { rows, retry, insert_before_ms } => {
             // The copies first: after a crash between the two they come twice, and never not at all.
             match shared.publisher.dead_letters(table.topic(), partition, &rows.dead).await {
-                Ok(()) => Answer::Inserted(E::insert(store.clone(), rows, retry, insert_before_ms).await),
+                Ok(()) => Answer::Inserted(E::insert(store.clone(), rows, retry, insert_before_ms, tables).await),
                 Err(error) => Answer::Inserted(Err(Refused::Unknown(format!("dead letters were not copied: {error}")))),
             }
         }

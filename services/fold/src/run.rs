@@ -13,7 +13,7 @@ use stream::kafka::KafkaSettings;
 use stream::topics::{self, TopicsError};
 use thiserror::Error;
 
-use crate::driver::StoreError;
+use crate::call::StoreError;
 use crate::event::FoldEvent;
 use crate::line::{Line, Shared};
 use crate::meters::Meters;

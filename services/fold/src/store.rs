@@ -7,28 +7,44 @@ use sql::{
     ChunkRows, ClickHouse, ClickHouseSettings, DataRow, EventAt, InsertError, MigrateError, PartitionTotal, Position,
     Proof, ProofError, QueryError, Table,
 };
+use tokio::sync::RwLock;
 
-use crate::driver::{Refused, StoreError};
+use crate::call::{Refused, StoreError};
 
 /// ClickHouse's numbers of "no such table" and "no such database".
 const NO_TABLE: [i32; 2] = [60, 81];
 /// How often totals and proof are read until both are of one position, while another process folds the same line.
 const TRIES: u32 = 5;
 
-/// One database.
+/// One database. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
     clickhouse: ClickHouse,
     settings: Arc<ClickHouseSettings>,
+    /// How often the tables were made since the start. They are made only while nothing is inserted, and what was proven
+    /// of tables from before is inserted nowhere: a chunk that lands in an empty table would be a hole.
+    made: Arc<RwLock<u64>>,
+}
+
+/// What was proven, and of which tables.
+#[derive(Debug)]
+pub(crate) struct Proven {
+    pub(crate) proof: Proof,
+    /// With what the balances begin, if it was asked for.
+    pub(crate) totals: Option<Vec<PartitionTotal>>,
+    /// To be given with each insert that builds on it.
+    pub(crate) tables: u64,
 }
 
 impl Store {
     pub(crate) fn new(settings: &ClickHouseSettings) -> Self {
-        Self { clickhouse: ClickHouse::new(settings), settings: Arc::new(settings.clone()) }
+        Self { clickhouse: ClickHouse::new(settings), settings: Arc::new(settings.clone()), made: Arc::default() }
     }
 
     /// Brings the tables to this binary's version.
     pub(crate) async fn migrate(&self) -> Result<(), StoreError> {
+        let mut made = self.made.write().await;
+        *made += 1;
         match sql::migrate(&self.settings, |_| {}).await {
             Ok(report) => {
                 for migration in &report.applied {
@@ -48,13 +64,14 @@ impl Store {
         table: Table,
         partition: i32,
         totals_from: Option<Slot>,
-    ) -> Result<(Proof, Option<Vec<PartitionTotal>>), StoreError> {
+    ) -> Result<Proven, StoreError> {
+        let tables = *self.made.read().await;
         let proven = match totals_from {
             None => self.clickhouse.prove(table, partition).await.map(|proof| (proof, None)),
             Some(from) => self.prove_with_totals(table, partition, from).await,
         };
         match proven {
-            Ok(proven) => Ok(proven),
+            Ok((proof, totals)) => Ok(Proven { proof, totals, tables }),
             Err(ProofError::Query(QueryError::Engine { code, .. })) if NO_TABLE.contains(&code) => {
                 tracing::warn!(%table, partition, "the table is not there: it is made, and the log folded from its beginning");
                 self.migrate().await?;
@@ -99,7 +116,12 @@ impl Store {
         rows: &ChunkRows<D>,
         retry: u32,
         insert_before_ms: i64,
+        tables: u64,
     ) -> Result<(), Refused> {
+        let made = self.made.read().await;
+        if *made != tables {
+            return Err(Refused::Unknown("the tables were made anew since the position was proven".to_owned()));
+        }
         self.clickhouse.insert_chunk(rows, retry, insert_before_ms).await.map_err(|error| match error {
             InsertError::Fence => Refused::Fence,
             InsertError::Malformed(why) => Refused::Malformed(why),

@@ -111,6 +111,11 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", SERVER, words).again(Duration::from_secs(1))
     }
 
+    pub(crate) fn starting() -> Self {
+        let words = "The server is starting. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "starting", SERVER, words).again(Duration::from_secs(2))
+    }
+
     pub(crate) fn draining() -> Self {
         let words = "The server is about to restart. Try again now.";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", SERVER, words).again(Duration::from_secs(1))

@@ -200,16 +200,16 @@ impl Gateway {
         if !key.tenant.may_use(&model.id) {
             return Err(Refusal::model_not_allowed(model.id.as_str()));
         }
-        let Room { reservation, standing, max_tokens } =
-            match inner.limits.reserve(&key.tenant, &ask, settings, self.now()) {
-                Ok(room) => room,
-                Err((refusal, standing)) => {
-                    inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
-                    let mut response = refusal.response();
-                    show(&standing, response.headers_mut());
-                    return Ok(response);
-                }
-            };
+        let (standing, room) = inner.limits.reserve(&key.tenant, &ask, settings, self.now());
+        let Room { reservation, max_tokens } = match room {
+            Ok(room) => room,
+            Err(refusal) => {
+                inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
+                let mut response = refusal.response();
+                show(&standing, response.headers_mut());
+                return Ok(response);
+            }
+        };
         if !policy.has_price(&model.id, key.tenant.currency, received_at) {
             inner.recorder.metrics.unpriced.with_label_values(&[model.id.as_str()]).inc();
         }

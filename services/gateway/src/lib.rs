@@ -12,10 +12,12 @@ mod models;
 mod object;
 mod record;
 mod route;
+mod run;
 mod serve;
 mod settings;
 
 pub use gateway::{Gateway, Parts};
+pub use run::{Error, RunSettings, run};
 pub use settings::{Deadlines, Settings};
 
 /// The body of an answer.

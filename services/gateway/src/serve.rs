@@ -13,12 +13,21 @@ use runtime::{Metrics, Readiness, Shutdown};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::error::Refusal;
 use crate::gateway::Gateway;
 
 /// A connection that sends no head of a request for so long is closed.
 const HEAD: Duration = Duration::from_secs(75);
 /// After an accept that failed (no file handles left, for one) it is tried again so much later.
 const AGAIN: Duration = Duration::from_millis(20);
+
+/// Serves health, readiness and metrics while the gateway starts; every other request is told to come again. Never
+/// returns: dropped, its connections end.
+pub(crate) async fn starting(listener: &TcpListener, metrics: Metrics, readiness: Readiness) {
+    let router = runtime::http::routes(metrics, readiness).fallback(async || Refusal::starting().response());
+    let (closing, never) = (Shutdown::new(), Shutdown::new());
+    accept(listener, &router, &closing, &never, &mut JoinSet::new()).await;
+}
 
 impl Gateway {
     /// Serves on `listener` until shutdown and then drains: readiness goes first, then the listener, then open requests

@@ -46,7 +46,6 @@ pub(crate) struct Reservation {
 #[derive(Debug)]
 pub(crate) struct Room {
     pub reservation: Reservation,
-    pub standing: Standing,
     /// `max_tokens` to send in the client's place.
     pub max_tokens: Option<u64>,
 }
@@ -86,7 +85,7 @@ impl Limits {
         ask: &Ask,
         settings: &Settings,
         now: Micros,
-    ) -> Result<Room, (Refusal, Standing)> {
+    ) -> (Standing, Result<Room, Refusal>) {
         let shared = self.account(&tenant.id);
         let mut account = lock(&shared);
         account.follow(tenant, now);
@@ -102,14 +101,14 @@ impl Limits {
         let output = ask.output_bound(ask.max_tokens.or(max_tokens).unwrap_or(settings.default_max_tokens));
         let bound = input.saturating_add(output);
         if let Err(no_room) = account.reserve(tenant, period, own, bound, now) {
-            return Err((refusal(no_room), account.standing(now)));
+            return (account.standing(now), Err(refusal(no_room)));
         }
         self.reserved.add(gauge(bound));
         let standing = account.standing(now);
         drop(account);
         let (spool, gauge) = (self.spool.clone(), self.reserved.clone());
         let reservation = Reservation { account: shared, spool, gauge, held: bound, taken: bound, sent: false };
-        Ok(Room { reservation, standing, max_tokens })
+        (standing, Ok(Room { reservation, max_tokens }))
     }
 
     fn spent(&self, tenant: &TenantId, period: Period) -> u64 {

@@ -21,7 +21,6 @@ pub(crate) struct GatewayMetrics {
     pub unpriced: IntCounterVec,
     pub unmetered: IntCounter,
     pub reserved: IntGauge,
-    pub spool_full: IntGauge,
 }
 
 impl GatewayMetrics {
@@ -41,7 +40,6 @@ impl GatewayMetrics {
             unpriced: metrics.counters(Name::GatewayUnpriced, &["model"])?,
             unmetered: metrics.counter(Name::GatewayUnmetered)?,
             reserved: metrics.gauge(Name::GatewayReservedTokens)?,
-            spool_full: metrics.gauge(Name::SpoolFull)?,
         })
     }
 }

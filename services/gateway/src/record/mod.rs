@@ -86,7 +86,6 @@ impl Recorder {
             Err(AdmitError::NoSlot(_)) => return Err(Refusal::overloaded()),
             Err(AdmitError::Append(AppendError::Closed)) => return Err(Refusal::draining()),
             Err(error) => {
-                self.metrics.spool_full.set(1);
                 if tenant.plan.when_spool_full == WhenSpoolFull::Refuse {
                     tracing::warn!(%error, "a request is refused: its usage could not be kept");
                     return Err(Refusal::spool_full());
@@ -97,9 +96,6 @@ impl Recorder {
                 None
             }
         };
-        if open.is_some() {
-            self.metrics.spool_full.set(0);
-        }
         self.metrics.in_flight.inc();
         Ok(Meter {
             recorder: Arc::clone(self),

@@ -1,0 +1,10 @@
+//! The gateway against simulated replicas in the same process: what clients get, and what the spool then holds.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops at what it did not expect")]
+
+mod answers;
+mod cut;
+mod failing;
+mod limits;
+mod refusals;
+mod world;

@@ -211,7 +211,7 @@ fn plan(
             limit: limits.max_tokens.unwrap_or(room).min(room),
             natural: match ask.tool {
                 Some(_) => Some(CALL_TOKENS),
-                None => natural_end(fields, settings, limits, markers),
+                None => natural_end(fields, settings, markers),
             },
         };
         choices.extend(std::iter::repeat_n(choice, usize::try_from(limits.choices).unwrap_or(1)));
@@ -231,18 +231,12 @@ fn plan(
     })
 }
 
-/// After how many tokens the model ends by itself: what the prompt asks, else the setting where the request has no limit of its own.
-fn natural_end(
-    fields: &Map<String, Value>,
-    settings: &SimulatorSettings,
-    limits: &Limits,
-    markers: &Markers,
-) -> Option<u32> {
+/// After how many tokens the model ends by itself: what the prompt asks, else the setting. The request's limit may come first.
+fn natural_end(fields: &Map<String, Value>, settings: &SimulatorSettings, markers: &Markers) -> Option<u32> {
     if flag(fields, "ignore_eos") {
         return None;
     }
-    let by_default = if limits.max_tokens.is_none() { settings.default_output_tokens } else { None };
-    markers.tokens.or(by_default).map(|tokens| tokens.max(1))
+    markers.tokens.or(settings.default_output_tokens).map(|tokens| tokens.max(1))
 }
 
 pub(super) fn flag(fields: &Map<String, Value>, name: &str) -> bool {

@@ -15,7 +15,6 @@ use stream::kafka::KafkaSettings;
 use stream::ship::Shipper;
 use stream::spool::{Flusher, OpenError, Opened, Spool, SpoolSettings, gateway_topics};
 use stream::topics::{self, TopicsError};
-use thiserror::Error;
 use tokio::net::TcpListener;
 
 use crate::gateway::{Gateway, Parts};
@@ -45,7 +44,7 @@ pub struct RunSettings {
 }
 
 /// Why the gateway stopped. That Kafka is away is none of these.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The address cannot be listened on.
     #[error(transparent)]
@@ -56,7 +55,7 @@ pub enum Error {
 }
 
 /// Why it cannot begin.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 enum StartError {
     #[error(transparent)]
     Topics(#[from] TopicsError),

@@ -1,7 +1,7 @@
 //! The inference path: admit, route, forward, meter, record.
 //!
 //! A request walks through the folders in this order. [`Gateway::new`] needs no Kafka: control comes as a view, balances
-//! are told, and the spool is a directory. [`run`] puts Kafka behind each of them.
+//! are told, and the spool is a directory. [`run()`] puts Kafka behind each of them.
 
 mod admit;
 mod error;

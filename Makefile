@@ -5,7 +5,7 @@
 CARGO ?= cargo
 
 help:
-	@echo 'make dev     not built yet: says what runs today'
+	@echo 'make dev     builds and starts everything on this machine (Ctrl-C stops it, the data stays in .tollgate)'
 	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
 	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
@@ -16,11 +16,9 @@ setup:
 	@deploy/local/kafka.sh
 	@deploy/local/clickhouse.sh
 
-# A system needs the gateway, the fold and billing. Until they stand, this fails in plain words rather than start a part.
-dev:
-	@echo 'make dev: the gateway, the fold and billing are not built yet, so there is no system to start.' >&2
-	@echo 'What runs today: cargo run --package tollgate -- embedded-vllm --listen 127.0.0.1:8000 --model llama-3.1-8b' >&2
-	@exit 1
+# cargo gives its place to the binary, so Ctrl-C reaches it alone. Options: make dev ARGS='--gateway-port 9080'
+dev: setup
+	@$(CARGO) run --locked --package tollgate -- dev $(ARGS)
 
 # The end-to-end tests start the binary as a user would, so it is built first. The house rules read the dependencies of
 # every platform, offline; a build fetches only this platform's.

@@ -28,6 +28,16 @@ Examples:
 
 Everything is kept in the data directory: stop with Ctrl-C, start again, and go on. To begin anew, delete it.";
 
+const GATEWAY_EXAMPLES: &str = "\
+Examples:
+  tollgate gateway --config tollgate.toml
+  tollgate gateway --validate                only check the settings
+  TOLLGATE__SPOOL__DIR=/var/lib/tollgate/spool tollgate gateway
+
+Sections: [kafka] [spool] [gateway] [log]. Serves /v1, /healthz, /readyz and /metrics on [gateway] listen, port 8080. What
+it meters goes to [spool] dir first, a directory on a disk of this host that outlives the process. After its first start it
+needs Kafka neither to start nor to serve, as long as the spool has room.";
+
 const FOLD_EXAMPLES: &str = "\
 Examples:
   tollgate fold --config tollgate.toml
@@ -79,6 +89,9 @@ pub(crate) enum Command {
     /// Starts Kafka, ClickHouse, a schema registry and two simulated vLLM on this machine: no Docker, no outside server
     #[command(after_help = DEV_EXAMPLES)]
     Dev(Dev),
+    /// Serves OpenAI's API in front of vLLM replicas; meters and limits every request
+    #[command(after_help = GATEWAY_EXAMPLES)]
+    Gateway(Role),
     /// Folds the log into ClickHouse and publishes balances
     #[command(after_help = FOLD_EXAMPLES)]
     Fold(Role),
@@ -172,7 +185,7 @@ pub(crate) struct Pace {
     /// Time between two tokens, e.g. 20ms [default: 5ms]
     #[arg(long, value_name = "TIME", value_parser = runtime::config::duration::parse)]
     pub(crate) simulator_time_per_output_token: Option<Duration>,
-    /// Tokens of an answer to which the client sets no limit [default: 64]
+    /// Tokens after which its answers end by themselves [default: 120]
     #[arg(long, value_name = "TOKENS")]
     pub(crate) simulator_output_tokens: Option<u32>,
 }
@@ -245,7 +258,7 @@ pub(crate) struct EmbeddedVllm {
     /// Time between two tokens, e.g. 20ms
     #[arg(long, value_name = "TIME", default_value = "0ms", value_parser = runtime::config::duration::parse)]
     pub(crate) time_per_output_token: Duration,
-    /// Tokens of an answer to which the client sets no limit; without it, answers fill the context
+    /// Tokens after which its answers end by themselves; without it, only limits end them
     #[arg(long, value_name = "TOKENS")]
     pub(crate) output_tokens: Option<u32>,
 }

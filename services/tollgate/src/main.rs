@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Dev(options) => Ok(dev::run(options).await),
+        Command::Gateway(role) => roles::gateway(role).await,
         Command::Fold(role) => roles::fold(role).await,
         Command::Migrate(options) => roles::migrate(options).await,
         Command::Doctor(options) => Ok(doctor::run(options).await),

@@ -20,6 +20,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a starting role is asked whether it is ready.
 const POLL: Duration = Duration::from_millis(50);
 
+struct GatewayRole;
+
+impl Uses for GatewayRole {
+    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::Spool, Section::Gateway];
+}
+
+/// `tollgate gateway`.
+pub(crate) async fn gateway(role: cli::Role) -> Result<ExitCode, Box<dyn Error>> {
+    serve::<GatewayRole, _>("gateway", &role, |all, shutdown| {
+        let Settings { gateway, spool, kafka, .. } = all;
+        (gateway.listen, Box::pin(gateway::run(gateway::RunSettings { gateway, spool, kafka }, shutdown)))
+    })
+    .await
+}
+
 struct FoldRole;
 
 impl Uses for FoldRole {

@@ -4,7 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at what it cannot read; its helpers are not #[test] functions")]
 
 use std::fs::File;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -121,6 +122,43 @@ fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
 }
 
+/// A value of the settings that dev wrote.
+fn setting(data: &Path, section: &str, key: &str) -> String {
+    let table: toml::Table = std::fs::read_to_string(data.join("config.toml")).unwrap().parse().unwrap();
+    table[section][key].as_str().unwrap().to_owned()
+}
+
+/// Posts and returns status and body; the answer may be chunked, which is left as it is.
+fn post(address: &str, path: &str, key: &str, body: &str) -> String {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\nconnection: close\r\n\r\n"
+    );
+    socket.write_all((head + body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Input, output and requests that ClickHouse holds for the demo tenant.
+fn counted(data: &Path) -> String {
+    let url = setting(data, "clickhouse", "url");
+    let query = "SELECT concat('<', toString(sum(input)), ' ', toString(sum(output)), ' ', toString(sum(requests)), '>') \
+                 FROM tollgate.tokens WHERE kind = 'data' AND tenant_id = 'demo'";
+    let answer = post(url.strip_prefix("http://").unwrap(), "/", "", query);
+    answer.split(['<', '>']).nth(1).unwrap_or(&answer).to_owned()
+}
+
+/// Chats through the gateway: 12 tokens in, 5 out.
+fn chat(data: &Path) {
+    let body = r#"{"model": "llama-3.1-8b", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}"#;
+    let answer = post(&setting(data, "gateway", "listen"), "/v1/chat/completions", "tg_demo", body);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains(r#""prompt_tokens":12"#) && answer.contains(r#""completion_tokens":5"#), "{answer}");
+}
+
 fn doctor(data: &Path) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
     command.arg("doctor").arg("--config").arg(data.join("config.toml")).current_dir(data.parent().unwrap());
@@ -139,6 +177,9 @@ fn what_dies_comes_back_a_killed_dev_loses_nothing_and_a_stop_is_clean() {
     assert!(well, "{found}");
     assert!(found.contains("every model has a price") && found.contains("replica sim-mistral"), "{found}");
 
+    chat(&data);
+    until("the count", || counted(&data) == "12 5 1");
+
     // A second dev on the same data.
     let mut second = Dev::start(&data, "second", &[]);
     assert!(!second.wait().success());
@@ -150,21 +191,23 @@ fn what_dies_comes_back_a_killed_dev_loses_nothing_and_a_stop_is_clean() {
     signal(killed, "-KILL");
     dev.until("word of the death", |said| said.contains("! clickhouse was killed by signal 9; starting it again"));
     until("another ClickHouse", || dev.child("embedded-clickhouse").is_some_and(|pid| pid != killed));
-    until("ClickHouse to answer", || doctor(&data).0);
+    until("all to be well again", || doctor(&data).0);
 
-    // Dev itself is killed, with all that it started.
+    // Dev itself is killed, with all that it started, the moment an answer is here.
+    chat(&data);
     let children = dev.children();
-    assert!(children.len() >= 5, "{children:?}");
     signal(dev.child.id(), "-KILL");
+    assert!(children.len() >= 7, "{children:?}");
     dev.wait();
     until("the children's end", || children.iter().all(|(pid, _)| !is_alive(*pid)));
 
-    // The next start finds what was there, writes nothing twice, and stops cleanly.
+    // The next start finds what was there, loses and writes nothing twice, and stops cleanly.
     let mut again = Dev::start(&data, "again", &[]);
     again.up();
     let (well, found) = doctor(&data);
     assert!(well, "{found}");
     assert!(found.contains("1 tenants, 1 keys, 2 models, 2 replicas"), "{found}");
+    until("both requests, once each", || counted(&data) == "24 10 2");
     let children = again.children();
     signal(again.child.id(), "-TERM");
     let ended = again.wait();

@@ -5,14 +5,24 @@ use std::path::Path;
 
 use toml::{Table, Value};
 
-/// A setting that `dev` decides or proposes.
+/// A setting that `dev` puts in.
 #[derive(Debug, Clone)]
 pub(crate) struct Put {
-    pub(crate) section: &'static str,
-    pub(crate) key: &'static str,
-    pub(crate) value: Value,
-    /// For one that it decides: how the user can change it. `None`: a proposal, and the user's own file and variables win.
-    pub(crate) instead: Option<&'static str>,
+    section: &'static str,
+    key: &'static str,
+    value: Value,
+    rule: Rule,
+}
+
+/// What holds when the user has set it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rule {
+    /// It is refused, with what to use instead.
+    Decided(&'static str),
+    /// The user's own holds.
+    Proposed,
+    /// It has been looked at already: this is what came of it.
+    Resolved,
 }
 
 impl Put {
@@ -22,11 +32,15 @@ impl Put {
         value: impl Into<Value>,
         instead: &'static str,
     ) -> Self {
-        Self { section, key, value: value.into(), instead: Some(instead) }
+        Self { section, key, value: value.into(), rule: Rule::Decided(instead) }
     }
 
     pub(crate) fn proposed(section: &'static str, key: &'static str, value: impl Into<Value>) -> Self {
-        Self { section, key, value: value.into(), instead: None }
+        Self { section, key, value: value.into(), rule: Rule::Proposed }
+    }
+
+    pub(crate) fn resolved(section: &'static str, key: &'static str, value: impl Into<Value>) -> Self {
+        Self { section, key, value: value.into(), rule: Rule::Resolved }
     }
 
     fn variable(&self) -> String {
@@ -46,20 +60,16 @@ pub(crate) fn composed(mut own: Table, puts: &[Put], is_set: impl Fn(&OsStr) -> 
         let place = own.entry(*section).or_insert_with(|| Table::new().into());
         // A section that is no table is refused by whoever reads it as settings, in better words.
         let Some(table) = place.as_table_mut() else { continue };
-        match put.instead {
-            Some(instead) => {
-                if table.contains_key(*key) {
-                    refused.push(format!("[{section}] {key}: tollgate dev decides it; take it out, and use {instead}"));
-                }
-                if is_set(OsStr::new(&variable)) {
-                    refused
-                        .push(format!("the variable {variable}: tollgate dev decides it; unset it, and use {instead}"));
-                }
-                table.insert((*key).to_owned(), put.value.clone());
+        if let Rule::Decided(instead) = put.rule {
+            if table.contains_key(*key) {
+                refused.push(format!("[{section}] {key}: tollgate dev decides it; take it out, and use {instead}"));
             }
-            None => {
-                table.entry(*key).or_insert_with(|| put.value.clone());
+            if is_set(OsStr::new(&variable)) {
+                refused.push(format!("the variable {variable}: tollgate dev decides it; unset it, and use {instead}"));
             }
+        }
+        if put.rule != Rule::Proposed || !table.contains_key(*key) {
+            table.insert((*key).to_owned(), put.value.clone());
         }
     }
     if refused.is_empty() { Ok(own) } else { Err(refused) }

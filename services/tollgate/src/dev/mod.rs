@@ -13,6 +13,7 @@ mod servers;
 pub(crate) mod settings;
 mod terminal;
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,18 +80,26 @@ async fn develop(options: Dev) -> Result<(), String> {
     supervise(&layout).await
 }
 
-/// What the roles must be told of this machine.
+/// What the roles, and doctor, must be told of this machine.
 fn puts(layout: &Layout) -> Vec<Put> {
     let ports = &layout.ports;
-    vec![
+    let path = |path: &Path| path.display().to_string();
+    let mut puts = vec![
         Put::decided("kafka", "brokers", ports.address(Part::Kafka), "--kafka-port"),
         Put::decided("kafka", "single_node", true, "a cluster of your own, without tollgate dev"),
         Put::proposed("kafka", "partitions", 4),
         Put::decided("clickhouse", "url", ports.url(Part::ClickHouse), "--clickhouse-port"),
+        Put::decided("gateway", "listen", ports.address(Part::Gateway), "--gateway-port"),
+        // Within the ten seconds that everything has to stop.
+        Put::proposed("gateway", "drain_seconds", 3),
         Put::decided("fold", "listen", ports.address(Part::Fold), "--fold-port"),
-        Put::decided("spool", "dir", layout.data.join("spool").display().to_string(), "--data-dir"),
+        Put::decided("spool", "dir", path(&layout.data.join("spool")), "--data-dir"),
         Put::proposed("log", "format", "human"),
-    ]
+        Put::resolved("dev", "data_dir", path(&layout.data)),
+        Put::resolved("dev", "tools_dir", path(&layout.tools)),
+    ];
+    puts.extend(ports.iter().map(|(part, port)| Put::resolved("dev", part.key(), i64::from(port))));
+    puts
 }
 
 async fn supervise(layout: &Layout) -> Result<(), String> {
@@ -176,7 +185,7 @@ async fn wait_for(shutdown: &Shutdown) -> Instant {
 fn table(layout: &Layout, took: Duration) -> String {
     let ports = &layout.ports;
     let rows = [
-        ("fold (health)", ports.url(Part::Fold)),
+        ("OpenAI API", format!("{}/v1", ports.url(Part::Gateway))),
         ("Kafka", ports.address(Part::Kafka)),
         ("ClickHouse", ports.url(Part::ClickHouse)),
         ("schema registry", ports.url(Part::Registry)),
@@ -186,14 +195,14 @@ fn table(layout: &Layout, took: Duration) -> String {
     let rows: String = rows.iter().map(|(what, address)| format!("  {what:<18}{address}\n")).collect();
     format!(
         "\n{} ({})\n\n{rows}\n\
-         The gateway and billing are not built yet.\n\
-         Try the simulated vLLM:\n\n  \
-         curl {}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+         Billing is not built yet.\n\
+         Try it:\n\n  \
+         curl {}/v1/chat/completions -H 'authorization: Bearer tg_demo' -H 'content-type: application/json' \\\n    \
          -d '{{\"model\": \"{LLAMA}\", \"max_tokens\": 20, \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n\
          Logs: {}   Something wrong: tollgate doctor --config {}",
         strong("Everything is up"),
         seconds(took),
-        ports.url(Part::Llama),
+        ports.url(Part::Gateway),
         layout.log("*").display(),
         layout.config().display(),
     )

@@ -58,6 +58,20 @@ impl Part {
         }
     }
 
+    /// The key in `[dev]`.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway_port",
+            Self::Billing => "billing_port",
+            Self::Fold => "fold_port",
+            Self::Kafka => "kafka_port",
+            Self::ClickHouse => "clickhouse_port",
+            Self::Registry => "registry_port",
+            Self::Llama => "llama_port",
+            Self::Mistral => "mistral_port",
+        }
+    }
+
     pub(crate) fn option_of(self, options: &cli::Ports) -> Option<u16> {
         match self {
             Self::Gateway => options.gateway_port,
@@ -91,7 +105,7 @@ impl Ports {
         format!("http://{}", self.address(part))
     }
 
-    fn iter(&self) -> impl Iterator<Item = (Part, u16)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Part, u16)> {
         PARTS.into_iter().zip(self.0)
     }
 

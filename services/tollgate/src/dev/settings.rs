@@ -31,7 +31,7 @@ pub(crate) struct DevSettings {
     /// And between two tokens.
     #[serde(with = "duration")]
     pub(crate) simulator_time_per_output_token: Duration,
-    /// How long their answers are when the client sets no limit.
+    /// After how many tokens their answers end by themselves.
     pub(crate) simulator_output_tokens: u32,
 }
 
@@ -50,7 +50,7 @@ impl Default for DevSettings {
             mistral_port: 8001,
             simulator_time_to_first_token: Duration::from_millis(50),
             simulator_time_per_output_token: Duration::from_millis(5),
-            simulator_output_tokens: 64,
+            simulator_output_tokens: 120,
         }
     }
 }

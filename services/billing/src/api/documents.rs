@@ -1,0 +1,279 @@
+//! The documents of the control API as clients write them, and their way into the ledger's documents and back.
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use ledger::control::{Document, Kind, Model, Plan, Price, Replica, Tenant, WhenSpoolFull};
+use ledger::ids::{ModelId, ModelVersion, PlanId};
+use ledger::money::Currency;
+use ledger::price::PriceKey;
+use ledger::time::Micros;
+use ledger::tokens::TokenClass;
+use rust_decimal::Decimal;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::problem::Problem;
+
+/// The longest name for people, in characters.
+const NAME_MAX: usize = 200;
+/// The most models that one plan names.
+const MODELS_MAX: usize = 1_000;
+/// The longest URL, in bytes.
+const URL_MAX: usize = 2_000;
+
+/// A kind of document that the API reads and writes.
+pub(crate) trait Resource: Serialize + DeserializeOwned + ToSchema + Send {
+    const KIND: Kind;
+
+    /// What the control log keeps of it.
+    fn into_document(self) -> Result<Document, Problem>;
+
+    /// What clients see of a document, if it is of this kind.
+    fn of(document: &Document) -> Option<Self>;
+}
+
+/// A tenant: who is billed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TenantBody {
+    /// A name for people.
+    #[schema(example = "Acme", max_length = 200)]
+    name: String,
+    /// The id of its plan.
+    #[schema(value_type = String, example = "standard")]
+    plan: PlanId,
+    /// What it is charged in: an ISO 4217 code.
+    #[schema(value_type = String, example = "EUR")]
+    currency: Currency,
+    /// The time zone of its periods: a name of the IANA database.
+    #[schema(value_type = String, example = "Europe/Berlin")]
+    time_zone: Tz,
+}
+
+/// Limits that tenants share. A limit that is absent does not limit.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PlanBody {
+    /// A name for people.
+    #[schema(example = "Standard", max_length = 200)]
+    name: String,
+    /// Requests per minute.
+    requests_per_minute: Option<u64>,
+    /// Tokens per minute.
+    tokens_per_minute: Option<u64>,
+    /// Tokens per period (a month in the tenant's time zone): a hard limit.
+    tokens_per_period: Option<u64>,
+    /// The models that may be used; all of them if absent.
+    #[schema(value_type = Option<Vec<String>>)]
+    models: Option<Vec<ModelId>>,
+    /// What becomes of requests while a gateway's spool is full: `refuse` (by default), or `serve` unbilled.
+    #[serde(default)]
+    #[schema(value_type = String, example = "refuse")]
+    when_spool_full: WhenSpoolFull,
+}
+
+/// A price per million tokens, from the start of a quarter of an hour on.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PriceBody {
+    /// The model.
+    #[schema(value_type = String, example = "llama-3.1-8b")]
+    model: ModelId,
+    /// `input`, `cached_input`, `output` or `reasoning`.
+    #[schema(value_type = String, example = "output")]
+    class: TokenClass,
+    /// An ISO 4217 code.
+    #[schema(value_type = String, example = "EUR")]
+    currency: Currency,
+    /// Its first moment, on a whole quarter of an hour.
+    from: DateTime<Utc>,
+    /// Per million tokens: a decimal as text, at most 6 places.
+    #[schema(value_type = String, example = "0.25")]
+    per_million: Decimal,
+}
+
+/// A model that clients can name.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ModelBody {
+    /// The version that is served.
+    #[schema(value_type = String, example = "v1")]
+    version: ModelVersion,
+    /// What replicas know it as.
+    #[schema(example = "meta-llama/Llama-3.1-8B-Instruct", max_length = 200)]
+    served_name: String,
+}
+
+/// A server that answers for a model.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ReplicaBody {
+    /// The model that it serves.
+    #[schema(value_type = String, example = "llama-3.1-8b")]
+    model: ModelId,
+    /// Where it is: `http://host:port`, without a path.
+    #[schema(example = "http://10.0.0.5:8000")]
+    url: String,
+}
+
+/// A text for people: something, not too long, on one line.
+fn named(field: &str, text: String) -> Result<String, Problem> {
+    let fits = !text.trim().is_empty() && text.chars().count() <= NAME_MAX && !text.chars().any(char::is_control);
+    let refused = || Problem::value(format!("`{field}` must have 1 to {NAME_MAX} characters, on one line"));
+    if fits { Ok(text) } else { Err(refused()) }
+}
+
+impl Resource for TenantBody {
+    const KIND: Kind = Kind::Tenant;
+
+    fn into_document(self) -> Result<Document, Problem> {
+        let Self { name, plan, currency, time_zone } = self;
+        Ok(Document::Tenant(Tenant { name: named("name", name)?, plan, currency, time_zone }))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let Document::Tenant(Tenant { name, plan, currency, time_zone }) = document.clone() else { return None };
+        Some(Self { name, plan, currency, time_zone })
+    }
+}
+
+impl Resource for PlanBody {
+    const KIND: Kind = Kind::Plan;
+
+    fn into_document(self) -> Result<Document, Problem> {
+        if self.models.as_ref().is_some_and(|models| models.len() > MODELS_MAX) {
+            return Err(Problem::value(format!("`models` names at most {MODELS_MAX} models; leave it out for all")));
+        }
+        Ok(Document::Plan(Plan {
+            name: named("name", self.name)?,
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            tokens_per_period: self.tokens_per_period,
+            models: self.models,
+            when_spool_full: self.when_spool_full,
+        }))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let Document::Plan(plan) = document.clone() else { return None };
+        Some(Self {
+            name: plan.name,
+            requests_per_minute: plan.requests_per_minute,
+            tokens_per_minute: plan.tokens_per_minute,
+            tokens_per_period: plan.tokens_per_period,
+            models: plan.models,
+            when_spool_full: plan.when_spool_full,
+        })
+    }
+}
+
+impl Resource for PriceBody {
+    const KIND: Kind = Kind::Price;
+
+    fn into_document(self) -> Result<Document, Problem> {
+        let Self { model, class, currency, from, per_million } = self;
+        let key = PriceKey { model, class, currency };
+        Ok(Document::Price(Price { key, from: from.into(), per_million }))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let Document::Price(Price { key, from, per_million }) = document.clone() else { return None };
+        let PriceKey { model, class, currency } = key;
+        Some(Self { model, class, currency, from: instant(from)?, per_million })
+    }
+}
+
+impl Resource for ModelBody {
+    const KIND: Kind = Kind::Model;
+
+    fn into_document(self) -> Result<Document, Problem> {
+        let served_name = named("served_name", self.served_name)?;
+        Ok(Document::Model(Model { version: self.version, served_name }))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let Document::Model(Model { version, served_name }) = document.clone() else { return None };
+        Some(Self { version, served_name })
+    }
+}
+
+impl Resource for ReplicaBody {
+    const KIND: Kind = Kind::Replica;
+
+    fn into_document(self) -> Result<Document, Problem> {
+        let url: Option<axum::http::Uri> = self.url.parse().ok().filter(|_| self.url.len() <= URL_MAX);
+        let usable = |url: &axum::http::Uri| {
+            url.scheme_str() == Some("http")
+                && url.authority().is_some_and(|at| !at.as_str().contains('@') && !at.host().is_empty())
+                && matches!(url.path(), "" | "/")
+                && url.query().is_none()
+        };
+        if !url.as_ref().is_some_and(usable) || self.url.contains('#') {
+            return Err(Problem::value("`url` must be http://host:port, without a path"));
+        }
+        let url = self.url.trim_end_matches('/').to_owned();
+        Ok(Document::Replica(Replica { model: self.model, url }))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let Document::Replica(Replica { model, url }) = document.clone() else { return None };
+        Some(Self { model, url })
+    }
+}
+
+/// As a calendar time; none outside of the calendar.
+pub(crate) fn instant(time: Micros) -> Option<DateTime<Utc>> {
+    time.to_utc().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn replica(url: &str) -> Result<Document, Problem> {
+        serde_json::from_value::<ReplicaBody>(json!({"model": "llama", "url": url})).unwrap().into_document()
+    }
+
+    #[test]
+    fn a_replica_is_a_host_and_a_port() {
+        assert!(
+            matches!(replica("http://10.0.0.5:8000/"), Ok(Document::Replica(r)) if r.url == "http://10.0.0.5:8000")
+        );
+        for wrong in [
+            "",
+            "10.0.0.5:8000",
+            "ftp://a:1",
+            "https://a:1",
+            "http://a:1/v1",
+            "http://a:1?x=1",
+            "http://u:p@a:1",
+            "http://a:1#f",
+            "http://",
+        ] {
+            assert!(replica(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn money_is_text_and_never_a_number() {
+        let price = |per_million: serde_json::Value| {
+            serde_json::from_value::<PriceBody>(json!({
+                "model": "m", "class": "input", "currency": "EUR", "from": "2026-01-01T00:00:00Z", "per_million": per_million,
+            }))
+        };
+        assert!(price(json!("0.25")).is_ok());
+        assert!(price(json!(0.25)).is_err());
+        let shown = serde_json::to_value(price(json!("0.25")).unwrap()).unwrap();
+        assert_eq!((&shown["per_million"], &shown["from"]), (&json!("0.25"), &json!("2026-01-01T00:00:00Z")));
+    }
+
+    #[test]
+    fn names_are_for_people() {
+        for wrong in ["", "  ", "a\nb", &"x".repeat(201)] {
+            assert!(named("name", wrong.to_owned()).is_err(), "{wrong:?}");
+        }
+        assert!(named("name", "Ä & <b>".to_owned()).is_ok());
+    }
+}

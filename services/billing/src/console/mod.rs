@@ -1,0 +1,161 @@
+//! The console: one page for people, with the figures that the API gives, and the way to sign in.
+
+mod chart;
+mod page;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use ledger::ids::TenantId;
+use serde::Deserialize;
+
+use crate::app::Shared;
+use crate::auth::Caller;
+use crate::extract::{Params, bytes};
+use crate::problem::Problem;
+use page::{Dashboard, SignIn};
+
+/// The cookie that holds the key of who is signed in.
+const COOKIE: &str = "tollgate_key";
+/// How long a sign-in holds, in seconds: a working day.
+const SIGNED_IN: u32 = 12 * 3600;
+/// The longest key that is taken.
+const KEY_MAX: usize = 256;
+/// Nothing from elsewhere, no scripts, no framing.
+const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
+                      frame-ancestors 'none'";
+const STYLE: &str = include_str!("../../assets/console.css");
+
+/// The page, its style, and signing in and out.
+pub(crate) fn router() -> Router<Shared> {
+    Router::new()
+        .route("/", get(console))
+        .route("/console", get(console))
+        .route("/console/style.css", get(style))
+        .route("/console/sign-in", post(sign_in))
+        .route("/console/sign-out", post(sign_out))
+}
+
+/// What the page is asked for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PageQuery {
+    /// Whose figures. Only the admin has a choice.
+    tenant: Option<TenantId>,
+}
+
+async fn style() -> Response {
+    let css = HeaderValue::from_static("text/css; charset=utf-8");
+    ([(header::CONTENT_TYPE, css)], STYLE).into_response()
+}
+
+async fn console(State(app): State<Shared>, headers: HeaderMap, asked: Result<Params<PageQuery>, Problem>) -> Response {
+    let Some(key) = cookie(&headers) else { return sign_in_page(StatusCode::OK, None) };
+    let caller = match Caller::of(&app, key) {
+        Ok(caller) => caller,
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => {
+            return sign_in_page(StatusCode::UNAUTHORIZED, Some("This key is not valid any more."));
+        }
+        Err(problem) => return sign_in_page(problem.status(), Some(problem.detail())),
+    };
+    let dashboard = match asked {
+        Ok(Params(PageQuery { tenant })) => Dashboard::of(&app, &caller, tenant).await,
+        Err(problem) => Err(problem),
+    };
+    match dashboard {
+        Ok(dashboard) => page(StatusCode::OK, &dashboard),
+        Err(problem) => page(problem.status(), &page::Failed { title: problem.title(), detail: problem.detail() }),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Credentials {
+    key: String,
+}
+
+async fn sign_in(State(app): State<Shared>, request: Request) -> Response {
+    let body = match bytes(request.into_body()).await {
+        Ok(body) => body,
+        Err(problem) => return sign_in_page(problem.status(), Some(problem.detail())),
+    };
+    let key = serde_urlencoded::from_bytes::<Credentials>(&body).map(|form| form.key.trim().to_owned());
+    let Some(key) = key.ok().filter(|key| fits_a_cookie(key)) else {
+        return sign_in_page(StatusCode::BAD_REQUEST, Some("This is no key."));
+    };
+    match Caller::of(&app, &key) {
+        Ok(_) => signed(&app, &key, SIGNED_IN),
+        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => {
+            sign_in_page(StatusCode::UNAUTHORIZED, Some("This key is not known, or is not valid any more."))
+        }
+        Err(problem) => sign_in_page(problem.status(), Some(problem.detail())),
+    }
+}
+
+async fn sign_out(State(app): State<Shared>) -> Response {
+    signed(&app, "", 0)
+}
+
+/// Keeps the key in the browser, out of reach of scripts and of other sites, and shows the page.
+fn signed(app: &Shared, key: &str, seconds: u32) -> Response {
+    let secure = if app.secure_cookie { "; Secure" } else { "" };
+    let cookie = format!("{COOKIE}={key}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
+    let mut response = Redirect::to("/console").into_response();
+    match HeaderValue::from_str(&cookie) {
+        Ok(mut value) => {
+            value.set_sensitive(true);
+            response.headers_mut().insert(header::SET_COOKIE, value);
+            response
+        }
+        Err(_) => sign_in_page(StatusCode::BAD_REQUEST, Some("This is no key.")),
+    }
+}
+
+fn fits_a_cookie(key: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    !key.is_empty() && key.len() <= KEY_MAX && key.bytes().all(allowed)
+}
+
+fn cookie(headers: &HeaderMap) -> Option<&str> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.find(|(name, key)| *name == COOKIE && fits_a_cookie(key)).map(|(_, key)| key)
+}
+
+fn sign_in_page(status: StatusCode, said: Option<&str>) -> Response {
+    page(status, &SignIn { said })
+}
+
+fn page(status: StatusCode, template: &impl askama::Template) -> Response {
+    match template.render() {
+        Ok(html) => {
+            let headers = [
+                (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+                (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+            ];
+            (status, headers, html).into_response()
+        }
+        Err(error) => Problem::internal(&error).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_among_other_cookies() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COOKIE, text.parse().unwrap());
+            cookie(&headers).map(str::to_owned)
+        };
+        assert_eq!(of("a=b; tollgate_key=tg_1; c=d").as_deref(), Some("tg_1"));
+        for none in ["", "a=b", "tollgate_key=", "xtollgate_key=tg_1", "tollgate_key=a b"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert!(!fits_a_cookie("a;b") && !fits_a_cookie("a\r\nb") && !fits_a_cookie(&"x".repeat(257)));
+    }
+}

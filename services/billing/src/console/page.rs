@@ -1,0 +1,208 @@
+//! What the page shows, put together from the same figures that the API gives.
+
+use askama::Template;
+use chrono::{DateTime, Utc};
+use ledger::control::{Document, Kind};
+use ledger::ids::TenantId;
+use ledger::tokens::TokenClass;
+use sql::Grain;
+
+use super::chart::{self, Day};
+use crate::app::App;
+use crate::auth::Caller;
+use crate::figures::balance::{self, Balance};
+use crate::figures::costs::{self, Costs};
+use crate::figures::groups::Groups;
+use crate::figures::preview::{self, Bill, PreviewQuery};
+use crate::figures::range;
+use crate::figures::requests::{self, RequestShown, RequestsQuery};
+use crate::figures::usage::{self, Counts, FiguresQuery, Usage};
+use crate::problem::Problem;
+
+/// How many requests the page shows.
+const REQUESTS: u64 = 20;
+
+/// Signing in.
+#[derive(Template)]
+#[template(path = "sign_in.html")]
+pub(super) struct SignIn<'a> {
+    pub(super) said: Option<&'a str>,
+}
+
+/// Nothing can be shown.
+#[derive(Template)]
+#[template(path = "failed.html")]
+pub(super) struct Failed<'a> {
+    pub(super) title: &'a str,
+    pub(super) detail: &'a str,
+}
+
+/// A tenant that the admin can choose.
+pub(super) struct Choice {
+    pub(super) id: TenantId,
+    pub(super) name: String,
+}
+
+/// The page of one tenant.
+#[derive(Template)]
+#[template(path = "console.html")]
+pub(super) struct Dashboard {
+    pub(super) admin: bool,
+    pub(super) choices: Vec<Choice>,
+    /// Absent while there is no tenant at all.
+    pub(super) shown: Option<Shown>,
+}
+
+/// A tenant's figures. What could not be read says why.
+pub(super) struct Shown {
+    pub(super) id: TenantId,
+    pub(super) name: String,
+    pub(super) balance: Balance,
+    pub(super) per_day: Result<PerDay, Problem>,
+    pub(super) costs: Result<Costs, Problem>,
+    pub(super) bill: Result<Bill, Problem>,
+    pub(super) requests: Result<Vec<RequestShown>, Problem>,
+}
+
+/// Usage of the period.
+pub(super) struct PerDay {
+    /// By class over all days.
+    pub(super) total: Counts,
+    pub(super) tokens: u64,
+    /// Drawn; it holds no text of people.
+    pub(super) svg: String,
+}
+
+impl Dashboard {
+    pub(super) async fn of(app: &App, caller: &Caller, asked: Option<TenantId>) -> Result<Self, Problem> {
+        let control = app.control()?;
+        let choice = |(id, document): (&str, &Document)| match document {
+            Document::Tenant(tenant) => Some(Choice { id: id.parse().ok()?, name: tenant.name.clone() }),
+            _ => None,
+        };
+        let admin = *caller == Caller::Admin;
+        let choices: Vec<Choice> = if admin { control.state.iter().filter_map(choice).collect() } else { Vec::new() };
+        let id = caller.scope(asked)?.or_else(|| choices.first().map(|choice| choice.id.clone()));
+        let shown = match id {
+            Some(id) => Some(Shown::of(app, caller, id).await?),
+            None => None,
+        };
+        Ok(Self { admin, choices, shown })
+    }
+
+    fn is_shown(&self, id: &TenantId) -> bool {
+        self.shown.as_ref().is_some_and(|shown| shown.id == *id)
+    }
+}
+
+impl Shown {
+    async fn of(app: &App, caller: &Caller, id: TenantId) -> Result<Self, Problem> {
+        let control = app.control()?;
+        let name = match control.state.get(Kind::Tenant, id.as_str()) {
+            Some(Document::Tenant(tenant)) => tenant.name.clone(),
+            _ => return Err(Problem::not_found("tenant", id.as_str())),
+        };
+        let tenant = Some(id.clone());
+        let by_day = FiguresQuery { tenant: tenant.clone(), group_by: Some("day".into()), ..Default::default() };
+        let whole = FiguresQuery { tenant: tenant.clone(), ..Default::default() };
+        let month = PreviewQuery { tenant: tenant.clone(), period: None };
+        let last = RequestsQuery { tenant, cursor: None, limit: Some(REQUESTS) };
+        let (usage, costs, bill, requests) = tokio::join!(
+            usage::usage(app, caller, &by_day),
+            costs::costs(app, caller, &whole),
+            preview::preview(app, caller, &month),
+            requests::requests(app, caller, &last),
+        );
+        Ok(Self {
+            balance: balance::balance(app, caller, &id)?,
+            per_day: usage.and_then(|usage| per_day(app, &usage)),
+            costs,
+            bill,
+            requests: requests.map(|page| page.data),
+            id,
+            name,
+        })
+    }
+
+    /// How much of the limit is used, as a share of 1000 at most.
+    fn used_of_limit(&self) -> Option<u64> {
+        let limit = self.balance.limit?;
+        if limit == 0 {
+            return Some(1000);
+        }
+        u64::try_from((u128::from(self.balance.tokens) * 1000 / u128::from(limit)).min(1000)).ok()
+    }
+}
+
+fn per_day(app: &App, usage: &Usage) -> Result<PerDay, Problem> {
+    let period = range::period(None, app.now(), usage.time_zone)?;
+    let days = Groups { grain: Some(Grain::Day), ..Groups::default() }.spans(period, usage.time_zone)?;
+    let mut total = Counts { input: 0, cached_input: 0, output: 0, reasoning: 0, requests: 0 };
+    let mut tokens = 0u64;
+    let mut drawn = Vec::new();
+    for start in days.iter().flat_map(|days| &days.starts) {
+        let start = crate::figures::start(*start)?;
+        let mut classes = [0u64; 4];
+        for row in usage.data.iter().filter(|row| row.keys.from == Some(start)) {
+            let Some(counts) = row.counts else { continue };
+            let of = [counts.input, counts.cached_input, counts.output, counts.reasoning];
+            let sums = [&mut total.input, &mut total.cached_input, &mut total.output, &mut total.reasoning];
+            for ((day, sum), count) in classes.iter_mut().zip(sums).zip(of) {
+                *day = crate::figures::add(*day, count)?;
+                *sum = crate::figures::add(*sum, count)?;
+            }
+            total.requests = crate::figures::add(total.requests, counts.requests)?;
+            tokens = crate::figures::add(tokens, row.tokens)?;
+        }
+        let label = start.with_timezone(&usage.time_zone).format("%-d").to_string();
+        drawn.push(Day { label, tokens: classes });
+    }
+    let svg = chart::svg(&drawn).map_err(|error| Problem::internal(&error))?;
+    Ok(PerDay { total, tokens, svg })
+}
+
+/// What templates call.
+#[expect(unreachable_pub, reason = "the attribute makes a public struct of each filter")]
+mod filters {
+    use super::{DateTime, TokenClass, Utc};
+
+    /// Digits in groups of three.
+    #[askama::filter_fn]
+    pub(super) fn thousands(number: &u64, _: &dyn askama::Values) -> askama::Result<String> {
+        Ok(super::grouped(*number))
+    }
+
+    /// A time of the day before a person's eyes, UTC.
+    #[askama::filter_fn]
+    pub(super) fn time(time: &DateTime<Utc>, _: &dyn askama::Values) -> askama::Result<String> {
+        Ok(time.format("%Y-%m-%d %H:%M:%S").to_string())
+    }
+
+    /// The name of a token class.
+    #[askama::filter_fn]
+    pub(super) fn class(class: &TokenClass, _: &dyn askama::Values) -> askama::Result<&'static str> {
+        Ok(match class {
+            TokenClass::Input => "input",
+            TokenClass::CachedInput => "cached input",
+            TokenClass::Output => "output",
+            TokenClass::Reasoning => "reasoning",
+        })
+    }
+}
+
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            // A narrow space, which does not break: no language takes it for a decimal point.
+            text.push('\u{202f}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "page_tests.rs"]
+mod tests;

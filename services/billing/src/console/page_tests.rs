@@ -1,0 +1,160 @@
+//! The page with all of its figures, as they would come from ClickHouse.
+
+use chrono::TimeZone as _;
+use ledger::time::{Period, Slot};
+use uuid::Uuid;
+
+use super::*;
+use crate::figures::balance::PeriodShown;
+use crate::figures::costs::UnratedLine;
+use crate::figures::preview::{BillLine, UnratedQuantity};
+use crate::figures::requests::RequestTokens;
+
+fn at(hour: u32) -> DateTime<Utc> {
+    Utc.with_ymd_and_hms(2026, 11, 24, hour, 0, 0).unwrap()
+}
+
+fn period() -> PeriodShown {
+    PeriodShown::of(Period { from: Slot(0), to: Slot(96) }, chrono_tz::UTC).unwrap()
+}
+
+fn balance() -> Balance {
+    Balance {
+        tenant: "acme".parse().unwrap(),
+        plan: "free".parse().unwrap(),
+        period: period(),
+        tokens: 1_234_567,
+        requests: 42,
+        models: vec![],
+        limit: Some(1_000_000),
+        left: Some(0),
+        as_of: None,
+    }
+}
+
+fn costs() -> Costs {
+    let unrated = UnratedLine {
+        project: "default".parse().unwrap(),
+        model: "llama".parse().unwrap(),
+        class: TokenClass::Output,
+        tokens: 5,
+        from: at(1),
+        to: at(2),
+    };
+    Costs {
+        tenant: "acme".parse().unwrap(),
+        currency: "USD".parse().unwrap(),
+        from: at(0),
+        to: at(1),
+        time_zone: chrono_tz::UTC,
+        group_by: vec![],
+        charged: "0.255".into(),
+        data: vec![],
+        unrated: vec![unrated],
+    }
+}
+
+fn bill() -> Bill {
+    let (project, model) = ("default".parse().unwrap(), "llama".parse().unwrap());
+    let unrated = UnratedQuantity { project, model, class: TokenClass::Output, tokens: 5 };
+    let line = BillLine {
+        project: "default".parse().unwrap(),
+        model: "llama".parse().unwrap(),
+        class: TokenClass::CachedInput,
+        tokens: 1_020_000,
+        per_million: "0.25".into(),
+        exact: "0.255".into(),
+        amount: "0.26".into(),
+    };
+    Bill {
+        tenant: "acme".parse().unwrap(),
+        period: period(),
+        as_of: at(12),
+        currency: "USD".parse().unwrap(),
+        lines: vec![line],
+        unrated: vec![unrated],
+        exact: "0.255".into(),
+        rounding: "0.00".into(),
+        total: "0.26".into(),
+    }
+}
+
+fn request(end_reason: &str, tokens: Option<RequestTokens>) -> RequestShown {
+    RequestShown {
+        id: ledger::ids::RequestId(Uuid::from_u128(7)),
+        project: "default".parse().unwrap(),
+        key: ledger::ids::ApiKeyId(Uuid::from_u128(8)),
+        model: "llama".parse().unwrap(),
+        version: "v1".parse().unwrap(),
+        endpoint: "<chat>".into(),
+        stream: true,
+        status: 200,
+        end_reason: end_reason.into(),
+        error_code: None,
+        attempts: 1,
+        received_at: at(10),
+        first_byte_at: None,
+        ended_at: at(11),
+        tokens,
+    }
+}
+
+fn dashboard() -> Dashboard {
+    let total = Counts { input: 7, cached_input: 0, output: 0, reasoning: 0, requests: 1 };
+    let tokens = RequestTokens { input: 1234, cached_input: 0, output: 9, reasoning: 0 };
+    let svg = chart::svg(&[Day { label: "1".into(), tokens: [7, 0, 0, 0] }]).unwrap();
+    Dashboard {
+        admin: false,
+        choices: vec![],
+        shown: Some(Shown {
+            id: "acme".parse().unwrap(),
+            name: "A & B".into(),
+            balance: balance(),
+            per_day: Ok(PerDay { total, tokens: 7, svg }),
+            costs: Ok(costs()),
+            bill: Ok(bill()),
+            requests: Ok(vec![request("complete", Some(tokens)), request("gateway_lost", None)]),
+        }),
+    }
+}
+
+#[test]
+fn the_page_shows_every_figure_and_escapes_every_text() {
+    let html = dashboard().render().unwrap();
+    for shown in [
+        "A &#38; B",
+        "data-value=\"1234567\">1\u{202f}234\u{202f}567<",
+        "value=\"1000\"",
+        "id=\"charged\" data-value=\"0.255\"",
+        "1 sorts of usage have no price",
+        "<svg",
+        "<td>cached input</td><td class=\"number\">1\u{202f}020\u{202f}000</td><td class=\"number\">0.25</td>",
+        "no price: unrated",
+        "id=\"total\" data-value=\"0.26\">0.26 USD",
+        "&#60;chat&#62;",
+        "gateway_lost",
+        "not counted yet",
+        "2026-11-24 11:00:00",
+    ] {
+        assert!(html.contains(shown), "{shown} is not in {html}");
+    }
+    assert!(!html.contains("<chat>"));
+}
+
+#[test]
+fn the_limit_is_a_share_of_a_thousand() {
+    let mut shown = dashboard().shown.unwrap();
+    for (tokens, limit, share) in [(0, 10, 0), (5, 10, 500), (20, 10, 1000), (1, 0, 1000), (u64::MAX, u64::MAX, 1000)] {
+        (shown.balance.tokens, shown.balance.limit) = (tokens, Some(limit));
+        assert_eq!(shown.used_of_limit(), Some(share));
+    }
+    shown.balance.limit = None;
+    assert_eq!(shown.used_of_limit(), None);
+}
+
+#[test]
+fn digits_come_in_groups_of_three() {
+    for (number, text) in [(0, "0"), (999, "999"), (1000, "1\u{202f}000"), (1_234_567, "1\u{202f}234\u{202f}567")] {
+        assert_eq!(grouped(number), text);
+    }
+}

@@ -1,0 +1,8 @@
+//! The API as clients see it: who may do what, the shapes of problems, revisions, the description, the console.
+
+mod access;
+mod console;
+mod documents;
+mod keys;
+mod memory;
+mod openapi;

@@ -47,6 +47,15 @@ Examples:
 Sections: [kafka] [clickhouse] [fold] [log]. Serves /healthz, /readyz and /metrics on [fold] listen, port 8082. Waits for
 servers that do not answer, and says on /readyz what it waits for.";
 
+const BILLING_EXAMPLES: &str = "\
+Examples:
+  tollgate billing --config tollgate.toml
+  tollgate billing --validate                only check the settings
+  TOLLGATE__BILLING__ADMIN_KEY_SHA256=$(printf %s tg_my_key | sha256sum | cut -d' ' -f1) tollgate billing
+
+Sections: [kafka] [clickhouse] [billing] [log]. Serves the API under /api/v1 (OpenAPI at /api/v1/openapi.json), the console at
+/, /healthz, /readyz and /metrics on [billing] listen, port 8081.";
+
 const MIGRATE_EXAMPLES: &str = "\
 Examples:
   tollgate migrate --config tollgate.toml
@@ -86,7 +95,7 @@ pub(crate) struct Cli {
 /// What the process is to be.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Starts Kafka, ClickHouse, a schema registry and two simulated vLLM on this machine: no Docker, no outside server
+    /// Runs everything on this machine: Kafka, ClickHouse, simulated vLLM and every role; no Docker, no outside server
     #[command(after_help = DEV_EXAMPLES)]
     Dev(Dev),
     /// Serves OpenAI's API in front of vLLM replicas; meters and limits every request
@@ -95,6 +104,9 @@ pub(crate) enum Command {
     /// Folds the log into ClickHouse and publishes balances
     #[command(after_help = FOLD_EXAMPLES)]
     Fold(Role),
+    /// Serves the control API, usage, costs, balances, invoice previews and the console
+    #[command(after_help = BILLING_EXAMPLES)]
+    Billing(Role),
     /// Makes the topics in Kafka and the tables in ClickHouse; safe to run again, and from two places at once
     #[command(after_help = MIGRATE_EXAMPLES)]
     Migrate(Migrate),

@@ -37,6 +37,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Dev(options) => Ok(dev::run(options).await),
         Command::Gateway(role) => roles::gateway(role).await,
         Command::Fold(role) => roles::fold(role).await,
+        Command::Billing(role) => roles::billing(role).await,
         Command::Migrate(options) => roles::migrate(options).await,
         Command::Doctor(options) => Ok(doctor::run(options).await),
         Command::Schemas(options) => Ok(schema_registry::run(options.command).await),

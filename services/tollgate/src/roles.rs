@@ -50,6 +50,21 @@ pub(crate) async fn fold(role: cli::Role) -> Result<ExitCode, Box<dyn Error>> {
     .await
 }
 
+struct BillingRole;
+
+impl Uses for BillingRole {
+    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse, Section::Billing];
+}
+
+/// `tollgate billing`.
+pub(crate) async fn billing(role: cli::Role) -> Result<ExitCode, Box<dyn Error>> {
+    serve::<BillingRole, _>("billing", &role, |all, shutdown| {
+        let Settings { billing, kafka, clickhouse, .. } = all;
+        (billing.listen, Box::pin(billing::run(billing::RunSettings { billing, kafka, clickhouse }, shutdown)))
+    })
+    .await
+}
+
 /// Runs a role until a signal, or until it fails; says when it is ready. `start` gives its address and its work.
 async fn serve<U: Uses, E: Error + 'static>(
     name: &str,

@@ -21,6 +21,7 @@ pub(crate) struct Settings {
     pub(crate) spool: SpoolSettings,
     pub(crate) gateway: gateway::Settings,
     pub(crate) fold: fold::Settings,
+    pub(crate) billing: billing::Settings,
     pub(crate) dev: DevSettings,
 }
 
@@ -32,13 +33,14 @@ pub(crate) enum Section {
     Spool,
     Gateway,
     Fold,
+    Billing,
     Dev,
 }
 
 impl Section {
     /// All of them.
     pub(crate) const ALL: &'static [Self] =
-        &[Self::Kafka, Self::ClickHouse, Self::Spool, Self::Gateway, Self::Fold, Self::Dev];
+        &[Self::Kafka, Self::ClickHouse, Self::Spool, Self::Gateway, Self::Fold, Self::Billing, Self::Dev];
 
     const fn name(self) -> &'static str {
         match self {
@@ -47,6 +49,7 @@ impl Section {
             Self::Spool => "spool",
             Self::Gateway => "gateway",
             Self::Fold => "fold",
+            Self::Billing => "billing",
             Self::Dev => "dev",
         }
     }
@@ -60,6 +63,7 @@ impl Settings {
             Section::Spool => self.spool.validate(),
             Section::Gateway => self.gateway.validate(),
             Section::Fold => self.fold.validate(),
+            Section::Billing => self.billing.validate(),
             Section::Dev => self.dev.validate(),
         };
         in_section(section.name(), problems)

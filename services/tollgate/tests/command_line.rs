@@ -64,7 +64,7 @@ fn all_that_is_wrong_with_the_settings_is_said_at_once_and_no_secret() {
 
 #[test]
 fn sound_settings_are_said_to_be_and_nothing_is_started() {
-    for role in ["gateway", "fold", "migrate", "dev"] {
+    for role in ["gateway", "fold", "billing", "migrate", "dev"] {
         let output = tollgate(&[role, "--validate"], &[]);
         let said = said(&output);
         assert!(output.status.success(), "{role}: {said}");
@@ -89,6 +89,7 @@ fn doctor_tells_programs_what_is_wrong_and_what_to_do() {
         ("TOLLGATE__CLICKHOUSE__URL", "http://127.0.0.1:1"),
         ("TOLLGATE__GATEWAY__LISTEN", "127.0.0.1:1"),
         ("TOLLGATE__FOLD__LISTEN", "127.0.0.1:1"),
+        ("TOLLGATE__BILLING__LISTEN", "127.0.0.1:1"),
     ];
     let output = tollgate(&["doctor", "--json"], &variables);
     assert_eq!(output.status.code(), Some(1));

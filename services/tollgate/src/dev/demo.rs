@@ -22,7 +22,6 @@ use super::layout::{LLAMA, MISTRAL};
 /// The API key of the demo tenant.
 pub(crate) const KEY: &str = "tg_demo";
 /// The key of the control API.
-#[expect(dead_code, reason = "billing is not started yet")]
 pub(crate) const ADMIN_KEY: &str = "tg_admin";
 /// The demo tenant, and its plan.
 pub(crate) const TENANT: &str = "demo";
@@ -48,10 +47,11 @@ pub(crate) fn sha256(key: &str) -> String {
 /// None that a test does not exclude: the names are constants.
 pub(crate) fn wanted(llama: &str, mistral: &str) -> Result<Vec<Wanted>, String> {
     let mut all = Vec::new();
-    // Per million tokens, in the order of the classes: input, cached input, output, reasoning.
+    // Per million tokens, in the order of the classes: input, cached input, output, reasoning. High enough that a few chats
+    // show in an invoice.
     for (name, url, replica, prices) in [
-        (LLAMA, llama, "sim-llama", ["0.20", "0.05", "0.60", "0.60"]),
-        (MISTRAL, mistral, "sim-mistral", ["0.15", "0.04", "0.45", "0.45"]),
+        (LLAMA, llama, "sim-llama", ["10.00", "2.50", "30.00", "30.00"]),
+        (MISTRAL, mistral, "sim-mistral", ["6.00", "1.50", "18.00", "18.00"]),
     ] {
         let id = parsed::<ModelId>(name)?;
         let model = Model { version: parsed("v1")?, served_name: name.to_owned() };

@@ -1,4 +1,4 @@
-//! `tollgate dev`: the whole system on one machine, as supervised children; today the servers that the roles will need.
+//! `tollgate dev`: the whole system on one machine, as supervised children; in order up and in order down.
 
 mod child;
 mod children;
@@ -11,6 +11,7 @@ pub(crate) mod ports;
 mod roles;
 mod servers;
 pub(crate) mod settings;
+mod table;
 mod terminal;
 
 use std::path::Path;
@@ -24,13 +25,13 @@ use stream::kafka::KafkaSettings;
 
 use crate::cli::Dev;
 use crate::migrate::{self, Scope};
-use crate::settings::{For, Section, Uses};
+use crate::settings::{For, Section, Settings, Uses};
 use children::{Children, STOP};
 use config::Put;
-use layout::{LLAMA, Layout, MISTRAL};
+use layout::Layout;
 use lock::Lock;
 use ports::Part;
-use terminal::{Step, say, seconds, strong};
+use terminal::{Step, say, seconds};
 
 /// How long Kafka and ClickHouse, which serve, may take for the first topics, tables and documents.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -58,8 +59,9 @@ async fn develop(options: Dev) -> Result<(), String> {
     let file = options.role.settings.config.as_deref();
     let settings: For<DevRole> = runtime::config::load(file).map_err(|wrong| wrong.to_string())?;
     let section = settings.all.dev.with(&options)?;
-    if let Some(why) = section.validate().into_iter().next() {
-        return Err(why);
+    let wrong = section.validate();
+    if !wrong.is_empty() {
+        return Err(wrong.join("\n  "));
     }
     let layout = Layout::new(section)
         .map_err(|error| format!("this program, the folder it runs in or a free port cannot be found: {error}"))?;
@@ -77,7 +79,9 @@ async fn develop(options: Dev) -> Result<(), String> {
     let unwritable = |error: std::io::Error| format!("{} cannot be written: {error}", layout.data.display());
     std::fs::create_dir_all(layout.data.join("logs")).map_err(unwritable)?;
     config::write(&table, &layout.config()).map_err(unwritable)?;
-    supervise(&layout).await
+    // As the roles will read it, the environment's variables included.
+    let settings: For<DevRole> = runtime::config::load(Some(&layout.config())).map_err(|wrong| wrong.to_string())?;
+    supervise(&layout, &settings.all).await
 }
 
 /// What the roles, and doctor, must be told of this machine.
@@ -93,6 +97,9 @@ fn puts(layout: &Layout) -> Vec<Put> {
         // Within the ten seconds that everything has to stop.
         Put::proposed("gateway", "drain_seconds", 3),
         Put::decided("fold", "listen", ports.address(Part::Fold), "--fold-port"),
+        Put::decided("billing", "listen", ports.address(Part::Billing), "--billing-port"),
+        Put::decided("billing", "dir", path(&layout.data.join("billing")), "--data-dir"),
+        Put::proposed("billing", "admin_key_sha256", demo::sha256(demo::ADMIN_KEY)),
         Put::decided("spool", "dir", path(&layout.data.join("spool")), "--data-dir"),
         Put::proposed("log", "format", "human"),
         Put::resolved("dev", "data_dir", path(&layout.data)),
@@ -102,7 +109,7 @@ fn puts(layout: &Layout) -> Vec<Put> {
     puts
 }
 
-async fn supervise(layout: &Layout) -> Result<(), String> {
+async fn supervise(layout: &Layout, settings: &Settings) -> Result<(), String> {
     let shutdown = Shutdown::from_signals().map_err(|error| format!("signals cannot be listened for: {error}"))?;
     let tasks = Tasks::new(shutdown.clone());
     let children = Arc::new(Children::new(tasks.clone()));
@@ -117,11 +124,11 @@ async fn supervise(layout: &Layout) -> Result<(), String> {
     say(&format!("Starting Tollgate in {} (Ctrl-C stops it)", layout.data.display()));
     let began = Instant::now();
     let started = tokio::select! {
-        started = start(layout, &children) => started,
+        started = start(layout, settings, &children) => started,
         () = shutdown.cancelled() => Ok(()),
     };
     match started {
-        Ok(()) if !shutdown.is_cancelled() => say(&table(layout, began.elapsed())),
+        Ok(()) if !shutdown.is_cancelled() => say(&table::table(layout, settings, began.elapsed())),
         Ok(()) => {}
         Err(why) => {
             shutdown.trigger();
@@ -135,10 +142,9 @@ async fn supervise(layout: &Layout) -> Result<(), String> {
     ended.map_err(|error| error.to_string())
 }
 
-async fn start(layout: &Layout, children: &Children) -> Result<(), String> {
+async fn start(layout: &Layout, settings: &Settings, children: &Children) -> Result<(), String> {
     servers::start(layout, children).await?;
-    let settings: For<DevRole> = runtime::config::load(Some(&layout.config())).map_err(|wrong| wrong.to_string())?;
-    let (kafka, clickhouse) = (&settings.all.kafka, &settings.all.clickhouse);
+    let (kafka, clickhouse) = (&settings.kafka, &settings.clickhouse);
     let step = Step::begin("topics and tables");
     migrate::run(kafka, clickhouse, Scope::All, PATIENCE, &Shutdown::new(), drop)
         .await
@@ -179,31 +185,4 @@ async fn wait_for(shutdown: &Shutdown) -> Instant {
     shutdown.cancelled().await;
     say("Stopping ...");
     Instant::now()
-}
-
-/// What is where, and something to try.
-fn table(layout: &Layout, took: Duration) -> String {
-    let ports = &layout.ports;
-    let rows = [
-        ("OpenAI API", format!("{}/v1", ports.url(Part::Gateway))),
-        ("Kafka", ports.address(Part::Kafka)),
-        ("ClickHouse", ports.url(Part::ClickHouse)),
-        ("schema registry", ports.url(Part::Registry)),
-        (LLAMA, ports.url(Part::Llama)),
-        (MISTRAL, ports.url(Part::Mistral)),
-    ];
-    let rows: String = rows.iter().map(|(what, address)| format!("  {what:<18}{address}\n")).collect();
-    format!(
-        "\n{} ({})\n\n{rows}\n\
-         Billing is not built yet.\n\
-         Try it:\n\n  \
-         curl {}/v1/chat/completions -H 'authorization: Bearer tg_demo' -H 'content-type: application/json' \\\n    \
-         -d '{{\"model\": \"{LLAMA}\", \"max_tokens\": 20, \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n\n\
-         Logs: {}   Something wrong: tollgate doctor --config {}",
-        strong("Everything is up"),
-        seconds(took),
-        ports.url(Part::Gateway),
-        layout.log("*").display(),
-        layout.config().display(),
-    )
 }

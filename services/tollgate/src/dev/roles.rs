@@ -12,7 +12,11 @@ use crate::web;
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Subcommand, place in the order of stopping, port.
-const ROLES: [(&str, Stage, Part); 2] = [("fold", Stage::Fold, Part::Fold), ("gateway", Stage::Gateway, Part::Gateway)];
+const ROLES: [(&str, Stage, Part); 3] = [
+    ("fold", Stage::Fold, Part::Fold),
+    ("billing", Stage::Billing, Part::Billing),
+    ("gateway", Stage::Gateway, Part::Gateway),
+];
 
 /// Starts all of them at once.
 pub(crate) async fn start(layout: &Layout, children: &Children) -> Result<(), String> {

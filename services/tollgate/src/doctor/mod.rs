@@ -46,7 +46,9 @@ async fn connections(report: &mut Report, settings: &Settings) {
     let clock = SystemClock;
     tools::check(report, &settings.dev.tools_dir).await;
     host::spool(report, &settings.spool.dir, settings.spool.max_bytes);
-    for (name, listen) in [("gateway", settings.gateway.listen), ("fold", settings.fold.listen)] {
+    for (name, listen) in
+        [("gateway", settings.gateway.listen), ("fold", settings.fold.listen), ("billing", settings.billing.listen)]
+    {
         roles::check(report, name, listen).await;
     }
     clickhouse::check(report, &settings.clickhouse, &clock).await;

@@ -12,7 +12,7 @@ use stream::balances::{BalancesError, BalancesReader};
 use stream::control::{ControlError, ControlReader, ControlView, ControlWriter};
 use stream::kafka::KafkaSettings;
 use stream::topics;
-use thiserror::Error;
+use thiserror::Error as ThisError;
 
 use crate::app::{App, KafkaControl, Parts};
 use crate::server;
@@ -38,7 +38,7 @@ pub struct RunSettings {
 }
 
 /// Why billing stopped. That Kafka or ClickHouse is away is none of these: requests that need it are answered with 503.
-#[derive(Debug, Error)]
+#[derive(Debug, ThisError)]
 pub enum Error {
     /// The address cannot be listened on.
     #[error(transparent)]

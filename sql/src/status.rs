@@ -13,7 +13,7 @@ pub struct Status {
     pub server_version: String,
     /// Its clock when it answered.
     pub now: Micros,
-    /// The newest migration that was applied; absent when [`crate::migrate`] never ran.
+    /// The newest migration that was applied; absent when [`migrate`](fn@crate::migrate) never ran.
     pub migration: Option<u32>,
 }
 

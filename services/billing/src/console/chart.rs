@@ -43,9 +43,13 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, days: &[Day]) -> Result<(), D
         .margin(8)
         .x_label_area_size(28)
         .y_label_area_size(64)
-        .build_cartesian_2d(0..count * 10, 0u64..highest.saturating_add(highest / 10).max(2))?;
-    let label = |x: &i32| days.get(usize::try_from(x / 10).unwrap_or_default()).map(|day| day.label.clone());
-    let font = ("sans-serif", 13).into_font().color(&AXIS);
+        .build_cartesian_2d(-5..count.saturating_mul(10) - 5, 0u64..highest.saturating_add(highest / 10).max(2))?;
+    // A day is ten wide, its bar in the middle of it, above its label.
+    let label = |x: &i32| match usize::try_from(x / 10) {
+        Ok(day) if x % 10 == 0 => days.get(day).map(|day| day.label.clone()),
+        _ => None,
+    };
+    let font = ("sans-serif", 15).into_font().color(&AXIS);
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -63,7 +67,7 @@ fn draw(area: &DrawingArea<SVGBackend<'_>, Shift>, days: &[Day]) -> Result<(), D
         for (tokens, colour) in day.tokens.iter().zip(COLOURS) {
             let above = below.saturating_add(*tokens);
             if above > below {
-                let corners = [(at * 10 + 1, below), (at * 10 + 9, above)];
+                let corners = [(at * 10 - 4, below), (at * 10 + 4, above)];
                 chart.draw_series(std::iter::once(Rectangle::new(corners, colour.filled())))?;
             }
             below = above;

@@ -247,14 +247,23 @@ fn format(
 fn cluster_id(folder: &Path) -> Result<String, KafkaError> {
     let file = folder.join("cluster-id");
     match std::fs::read_to_string(&file) {
-        Ok(id) if !id.trim().is_empty() => Ok(id.trim().to_owned()),
+        Ok(id) if is_argument(id.trim()) => Ok(id.trim().to_owned()),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(KafkaError::file(&file)(error)),
         _ => {
-            let id = url_base64(uuid::Uuid::new_v4().as_bytes());
+            let new = || url_base64(uuid::Uuid::new_v4().as_bytes());
+            let mut id = new();
+            while !is_argument(&id) {
+                id = new();
+            }
             write(&file, &id)?;
             Ok(id)
         }
     }
+}
+
+/// Whether StorageTool can take it as an argument's value: one of 64 ids begins like an option. Kafka itself makes none of these.
+fn is_argument(id: &str) -> bool {
+    !id.is_empty() && !id.starts_with('-')
 }
 
 /// Kafka writes uuids so: base64 for URLs, no padding.
@@ -282,6 +291,19 @@ mod tests {
         // org.apache.kafka.common.Uuid.METADATA_TOPIC_ID, and all ones.
         assert_eq!(url_base64(&1_u128.to_be_bytes()), "AAAAAAAAAAAAAAAAAAAAAQ");
         assert_eq!(url_base64(&[255; 16]), "_____________________w");
+    }
+
+    #[test]
+    fn a_cluster_id_is_made_once_and_never_looks_like_an_option() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("cluster-id"), "-AAAAAAAAAAAAAAAAAAAAA").unwrap();
+        let id = cluster_id(folder.path()).unwrap();
+        assert!(!id.starts_with('-') && id.len() == 22, "{id}");
+        assert_eq!(cluster_id(folder.path()).unwrap(), id);
+        for _ in 0..2_000 {
+            std::fs::remove_file(folder.path().join("cluster-id")).unwrap();
+            assert!(!cluster_id(folder.path()).unwrap().starts_with('-'));
+        }
     }
 
     #[tokio::test]

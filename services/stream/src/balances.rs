@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use ledger::ids::TenantId;
 use ledger::time::Period;
 use rdkafka::Message as _;
-use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use runtime::metrics::{self, IntCounter, IntCounterVec, Name};
@@ -20,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::follow::{self, AGAIN, Away, Outage, TICK};
+use crate::follow::{self, AGAIN, Away, Follower, Outage, TICK};
 use crate::kafka::KafkaSettings;
 use crate::snapshot::SnapshotFile;
 
@@ -243,7 +242,7 @@ impl BalancesReader {
         self.read_on(&consumer, &ends, shutdown)
     }
 
-    fn read_on(&mut self, consumer: &BaseConsumer, ends: &BTreeMap<i32, i64>, shutdown: &Shutdown) -> Result<(), Away> {
+    fn read_on(&mut self, consumer: &Follower, ends: &BTreeMap<i32, i64>, shutdown: &Shutdown) -> Result<(), Away> {
         let mut caught_up = false;
         while !shutdown.is_cancelled() {
             match consumer.poll(TICK) {

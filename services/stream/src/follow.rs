@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use thiserror::Error;
 
@@ -33,9 +34,26 @@ impl Away {
     }
 }
 
+/// Logs what librdkafka says of a follower. That the end of a partition is reached is asked for, and no error.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if !matches!(error, KafkaError::Global(RDKafkaErrorCode::PartitionEOF)) {
+            tracing::warn!(%error, reason, "a Kafka client met an error, and goes on");
+        }
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// What follows.
+pub(crate) type Follower = BaseConsumer<Quiet>;
+
 /// A consumer that reads what it is told to and never commits. It is a member of no group: the name of one is only asked
 /// for by the library.
-pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<BaseConsumer, KafkaError> {
+pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<Follower, KafkaError> {
     settings
         .client(role)
         .set("group.id", format!("tollgate-{role}"))
@@ -47,22 +65,18 @@ pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<BaseConsu
         .set("enable.partition.eof", "true")
         .set("fetch.queue.backoff.ms", "10")
         .set("fetch.wait.max.ms", "100")
-        .create()
+        .create_with_context(Quiet)
 }
 
 /// The first offset that a partition still holds, and the one after its last.
-pub(crate) fn bounds(
-    consumer: &BaseConsumer,
-    topic: &'static str,
-    partition: i32,
-) -> Result<std::ops::Range<i64>, Away> {
+pub(crate) fn bounds(consumer: &Follower, topic: &'static str, partition: i32) -> Result<std::ops::Range<i64>, Away> {
     let (low, high) = consumer.fetch_watermarks(topic, partition, ASK).map_err(Away::from(topic))?;
     Ok(low..high)
 }
 
 /// Begins to read the partitions at these offsets.
 pub(crate) fn assign(
-    consumer: &BaseConsumer,
+    consumer: &Follower,
     topic: &'static str,
     places: impl IntoIterator<Item = (i32, i64)>,
 ) -> Result<(), Away> {

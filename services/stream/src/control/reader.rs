@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use ledger::control::Rejected;
 use rdkafka::Message as _;
-use rdkafka::consumer::BaseConsumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaErrorCode;
@@ -20,7 +19,7 @@ use thiserror::Error;
 use super::stored::{FORMAT, Stored};
 use super::view::{ControlPublisher, ControlSnapshot, ControlView, Outcome};
 use crate::chain::Chain;
-use crate::follow::{self, AGAIN, Away, Outage, TICK};
+use crate::follow::{self, AGAIN, Away, Follower, Outage, TICK};
 use crate::kafka::KafkaSettings;
 use crate::snapshot::SnapshotFile;
 
@@ -235,7 +234,7 @@ impl ControlReader {
         ended
     }
 
-    fn read_on(&mut self, consumer: &BaseConsumer, end: i64, shutdown: &Shutdown) -> Result<(), Ended> {
+    fn read_on(&mut self, consumer: &Follower, end: i64, shutdown: &Shutdown) -> Result<(), Ended> {
         while !shutdown.is_cancelled() {
             let waiting = self.now.offset > self.shown;
             match consumer.poll(if waiting { Duration::ZERO } else { TICK }) {
@@ -280,7 +279,7 @@ impl ControlReader {
     }
 
     /// What an error of the consumer means. That it reads beyond the log is asked again, of the log.
-    fn error(&self, consumer: &BaseConsumer, error: KafkaError) -> Ended {
+    fn error(&self, consumer: &Follower, error: KafkaError) -> Ended {
         let outside = [RDKafkaErrorCode::OffsetOutOfRange, RDKafkaErrorCode::AutoOffsetReset];
         if error.rdkafka_error_code().is_some_and(|code| outside.contains(&code)) {
             return match follow::bounds(consumer, CONTROL, 0) {

@@ -173,12 +173,13 @@ impl System {
         balances
     }
 
-    /// Returns when the raw rows hold an end for each of these requests, and the folding of everything before.
+    /// Returns when ClickHouse holds the end of each of these requests in both of its tables.
     pub async fn settled(&self, requests: &[String]) {
         until("every request to be in ClickHouse", SETTLE, async || {
             // ClickHouse may be about to start again, and its tables about to be made.
             let url = format!("{}/?database=tollgate", self.clickhouse_url());
-            let sql = "SELECT DISTINCT toString(request_id) FROM requests WHERE kind = 'data' FORMAT TSV";
+            let sql = "SELECT toString(request_id) FROM requests WHERE kind = 'data' AND request_id IN \
+                       (SELECT request_id FROM tokens WHERE kind = 'data' AND final) FORMAT TSV";
             let answer = self.client.send_bytes(Method::POST, &url, None, Some(Bytes::from(sql))).await;
             let answer = answer.map_err(|error| format!("{error:?}"))?;
             let text = String::from_utf8_lossy(&answer.body).into_owned();

@@ -56,7 +56,7 @@ impl End {
 pub(crate) struct Meter {
     recorder: Arc<Recorder>,
     admission: Arc<Admission>,
-    /// Absent when the spool was full and the plan said to serve.
+    /// Gone once the request has ended.
     open: Option<OpenRequest>,
     reservation: Option<Reservation>,
     begun: Instant,
@@ -66,7 +66,6 @@ pub(crate) struct Meter {
     answering: Option<ReplicaId>,
     totals: Totals,
     received: bool,
-    ended: bool,
 }
 
 impl Recorder {
@@ -82,7 +81,7 @@ impl Recorder {
         begun: Instant,
     ) -> Result<Meter, Refusal> {
         let open = match self.spool.admit(admission.clone()) {
-            Ok(open) => Some(open),
+            Ok(open) => open,
             Err(AdmitError::NoSlot(_)) => return Err(Refusal::overloaded()),
             Err(AdmitError::Append(AppendError::Closed)) => return Err(Refusal::draining()),
             Err(error) => {
@@ -92,15 +91,15 @@ impl Recorder {
                 }
                 self.metrics.unmetered.inc();
                 let (request, tenant) = (admission.request_id, &admission.tenant);
-                tracing::error!(%request, %tenant, %error, "a request is served without a record, as its plan says: its usage is lost");
-                None
+                tracing::warn!(%request, %tenant, %error, "a request is served without a record, as its plan says: it is recorded if there is room when it ends");
+                self.spool.admit_unmetered(admission.clone())
             }
         };
         self.metrics.in_flight.inc();
         Ok(Meter {
             recorder: Arc::clone(self),
             admission: Arc::new(admission),
-            open,
+            open: Some(open),
             reservation: Some(reservation),
             begun,
             status: 0,
@@ -109,7 +108,6 @@ impl Recorder {
             answering: None,
             totals: Totals::default(),
             received: false,
-            ended: false,
         })
     }
 }
@@ -189,9 +187,7 @@ impl Meter {
     }
 
     fn end(&mut self, end: End) -> Option<Finished> {
-        if std::mem::replace(&mut self.ended, true) {
-            return None;
-        }
+        let (open, reservation) = (self.open.take()?, self.reservation.take()?);
         let counts = end.usage.and_then(|usage| self.split(usage));
         let billed = match counts {
             Some(counts) => Billed::Final(counts),
@@ -206,25 +202,12 @@ impl Meter {
             dispatched_at: self.dispatched_at,
             first_byte_at: self.first_byte_at,
         };
-        let unmetered = Settled {
-            counts: counts.unwrap_or(TokenCounts {
-                input: self.totals.input,
-                cached_input: 0,
-                output: self.totals.output,
-                reasoning: self.totals.reasoning,
-            }),
-            answered: self.received || counts.is_some(),
-            estimated: counts.is_none() && self.received,
-        };
-        let open = self.open.take();
-        let settle = || {
-            let finished = open.map(|open| open.finish(finish));
-            let settled = finished.map_or(unmetered, |finished| finished.settled);
-            (finished, settled.counts.total().unwrap_or(u64::MAX))
-        };
-        let finished = self.reservation.take().and_then(|reservation| reservation.settle(settle));
-        self.tell(end.reason, end.status, finished.map_or(unmetered, |finished| finished.settled));
-        finished
+        let finished = reservation.settle(|| {
+            let finished = open.finish(finish);
+            (finished, finished.settled.counts.total().unwrap_or(u64::MAX))
+        });
+        self.tell(end.reason, end.status, finished.settled);
+        Some(finished)
     }
 
     /// The engine's last word by class, if it can be: a part larger than its whole is none.
@@ -284,7 +267,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        if !self.ended {
+        if self.open.is_some() {
             let reason = if self.recorder.cut.is_cancelled() { EndReason::Drained } else { EndReason::ClientCancelled };
             self.end(End { reason, status: self.status, error_code: None, usage: None });
         }

@@ -1,0 +1,137 @@
+//! Limits hold under concurrency, and what an admin changes is felt within a second.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use promises::client::Answer;
+use promises::system::{MODELS, Role, System};
+use promises::wait::until;
+use serde_json::{Value, json};
+
+use crate::tenants::{models, new_key, price_list, put, tenant, usable};
+
+/// What an admin changes holds after so long.
+const SOON: Duration = Duration::from_secs(1);
+
+async fn chat(system: &System, key: &str, tokens: u32) -> Answer {
+    let prompt = format!("tell me [[tokens:{tokens}]]");
+    let body = json!({"model": MODELS[0], "max_tokens": tokens, "messages": [{"role": "user", "content": prompt}]});
+    let url = system.url(Role::Gateway, "/v1/chat/completions");
+    system.client.post(&url, Some(key), &body).await.unwrap()
+}
+
+fn used(answer: &Answer) -> u64 {
+    answer.json()["usage"]["total_tokens"].as_u64().unwrap()
+}
+
+fn code(answer: &Answer) -> (u16, String) {
+    (answer.status.as_u16(), answer.json()["error"]["code"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hard_token_limit_holds_under_concurrency_and_rises_at_once() {
+    let system = System::start(500).await;
+    models(&system).await;
+    price_list(&system).await;
+    let limit = 3000u64;
+    let plan = |limit: u64| json!({"name": "Hard", "tokens_per_period": limit});
+    let key = tenant(&system, "hard", &plan(limit)).await;
+    usable(&system, std::slice::from_ref(&key)).await;
+
+    let mut spent = 0;
+    let mut refused = 0;
+    for _ in 0..4 {
+        for answer in join_all((0..32).map(|_| chat(&system, &key, 20))).await {
+            match code(&answer) {
+                (200, _) => spent += used(&answer),
+                (429, code) => {
+                    assert_eq!(code, "insufficient_quota", "{}", answer.json());
+                    assert_eq!(answer.json()["error"]["type"], "insufficient_quota");
+                    refused += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(spent <= limit, "{spent} were used of {limit}");
+    assert!(refused > 0, "the limit was reached");
+    assert!(spent > limit / 2, "the limit can be used: {spent} of {limit}");
+    assert_eq!(code(&chat(&system, &key, 1000).await).0, 429, "a large one does not fit any more");
+
+    let raised = Instant::now();
+    put(&system, "plans/hard", &plan(limit + 5000)).await;
+    until("the raised limit to be felt", SOON.saturating_sub(raised.elapsed()), async || {
+        let answer = chat(&system, &key, 20).await;
+        if answer.status.is_success() { Ok(()) } else { Err(code(&answer)) }
+    })
+    .await;
+
+    // A gateway that is started again knows what was spent before.
+    let spent = until("the balance to be all that was spent", Duration::from_secs(20), async || {
+        let balance = system.api("balances/hard").await;
+        let sum = |row: &Value| {
+            ["input", "cached_input", "output", "reasoning"]
+                .iter()
+                .map(|class| row[class].as_u64().unwrap())
+                .sum::<u64>()
+        };
+        let total: u64 = balance["models"].as_array().unwrap().iter().map(sum).sum();
+        if total > spent { Ok(total) } else { Err(balance) }
+    })
+    .await;
+    put(&system, "plans/hard", &plan(spent)).await;
+    let mut system = system;
+    system.stop(Role::Gateway).await;
+    system.start_role(Role::Gateway).await;
+    until("the gateway to refuse", SOON * 10, async || {
+        let answer = chat(&system, &key, 20).await;
+        if code(&answer) == (429, "insufficient_quota".into()) { Ok(()) } else { Err(code(&answer)) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rates_are_limited_with_the_headers_that_clients_know() {
+    let system = System::start(0).await;
+    models(&system).await;
+    let few = tenant(&system, "few", &json!({"name": "Few", "requests_per_minute": 3})).await;
+    let small = tenant(&system, "small", &json!({"name": "Small", "tokens_per_minute": 400})).await;
+    usable(&system, &[few.clone(), small.clone()]).await;
+
+    let first = chat(&system, &few, 5).await;
+    assert_eq!(first.status.as_u16(), 200);
+    assert_eq!(first.header("x-ratelimit-limit-requests"), Some("3"));
+    let answers = join_all((0..6).map(|_| chat(&system, &few, 5))).await;
+    let refused: Vec<&Answer> = answers.iter().filter(|answer| answer.status.as_u16() == 429).collect();
+    assert_eq!(refused.len(), 4, "three a minute, of seven");
+    for answer in refused {
+        assert_eq!(code(answer).1, "rate_limit_exceeded");
+        let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=60).contains(&wait), "{wait}");
+    }
+
+    assert_eq!(chat(&system, &small, 5).await.status.as_u16(), 200);
+    let large = chat(&system, &small, 390).await;
+    assert_eq!(code(&large), (429, "rate_limit_exceeded".into()));
+    assert!(large.header("x-ratelimit-remaining-tokens").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_key_is_refused_within_a_second() {
+    let system = System::start(0).await;
+    models(&system).await;
+    let kept = tenant(&system, "acme", &json!({"name": "Free"})).await;
+    let (id, secret) = new_key(&system, "acme").await;
+    usable(&system, &[kept.clone(), secret.clone()]).await;
+    assert_eq!(chat(&system, &secret, 3).await.status.as_u16(), 200);
+
+    let url = system.url(Role::Billing, &format!("/api/v1/tenants/acme/keys/{id}"));
+    let revoked = Instant::now();
+    system.client.send(hyper::Method::DELETE, &url, Some(promises::system::ADMIN), None).await.unwrap().ok();
+    until("the key to be refused", SOON.saturating_sub(revoked.elapsed()), async || {
+        let answer = chat(&system, &secret, 3).await;
+        if code(&answer) == (401, "invalid_api_key".into()) { Ok(()) } else { Err(code(&answer)) }
+    })
+    .await;
+    assert_eq!(chat(&system, &kept, 3).await.status.as_u16(), 200, "the other key of the tenant is as good as before");
+}

@@ -1,0 +1,8 @@
+//! The promises, one module each: real broker, real engine, real processes.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
+
+mod adds_up;
+mod faults;
+mod limits;
+mod refusals;
+mod tenants;

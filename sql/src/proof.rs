@@ -38,6 +38,8 @@ pub struct Proof {
 pub struct Position {
     /// The next offset; 0 where nothing is.
     pub position: i64,
+    /// The offsets that its chunks hold: as many as the position, or what was proven before is not there any more.
+    pub offsets: i64,
     /// Milliseconds since 1970: deadlines are counted from it.
     pub now_ms: i64,
 }

@@ -398,7 +398,9 @@ impl<E: FoldEvent> Driver<E> {
             self.doubt(now_ms, 0);
             return Event::Nothing;
         };
+        // Where data were dropped or restored beneath this line, a chunk may be the last one and not follow the others.
         if position.position == end
+            && position.offsets == end
             && let Some(cut) = self.cut.take()
         {
             return self.written(cut, position.now_ms, now_ms);

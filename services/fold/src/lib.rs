@@ -11,6 +11,7 @@ mod chunk;
 mod control;
 mod driver;
 mod event;
+mod health;
 mod line;
 mod meters;
 mod publish;

@@ -20,6 +20,7 @@ use crate::call::{Answer, Call, Event, Refused, Standstill, Taken};
 use crate::control::TenantZones;
 use crate::driver::{Cuts, Driver};
 use crate::event::FoldEvent;
+use crate::health::Health;
 use crate::meters::LineMeters;
 use crate::publish::{PublishError, Publisher};
 use crate::store::{Proven, Store};
@@ -66,7 +67,7 @@ pub(crate) struct Line<E: FoldEvent> {
     table: Table,
     partition: i32,
     meters: LineMeters,
-    condition: Condition,
+    health: Health,
     driver: Driver<E>,
     balances: Option<Balances>,
     log: Option<PartitionConsumer>,
@@ -82,15 +83,8 @@ pub(crate) struct Line<E: FoldEvent> {
     looked_at: Option<Instant>,
     refreshed_at: Instant,
     reopen_at: Option<Instant>,
-    advanced_at: Instant,
-    /// The end of the log when it was last looked at.
-    end: Option<i64>,
     committed: i64,
     control_offset: i64,
-    /// The last thing that failed and is not known to be over.
-    trouble: Option<String>,
-    kafka_trouble: Option<String>,
-    stood_still: Option<(i64, String)>,
 }
 
 impl<E: FoldEvent> Line<E> {
@@ -99,10 +93,10 @@ impl<E: FoldEvent> Line<E> {
         Self {
             driver: Driver::new(partition, shared.cuts),
             table: E::Row::TABLE,
+            health: Health::new(condition, shared.stall),
             shared,
             partition,
             meters,
-            condition,
             balances: None,
             log: None,
             held: None,
@@ -115,13 +109,8 @@ impl<E: FoldEvent> Line<E> {
             looked_at: None,
             refreshed_at: now,
             reopen_at: None,
-            advanced_at: now,
-            end: None,
             committed: 0,
             control_offset: 0,
-            trouble: None,
-            kafka_trouble: None,
-            stood_still: None,
         }
     }
 
@@ -154,7 +143,7 @@ impl<E: FoldEvent> Line<E> {
                 _ = tick.tick() => self.tick(),
             }
         }
-        self.condition.not_ready("stopping");
+        self.health.stopping();
         Ok(())
     }
 
@@ -188,7 +177,7 @@ impl<E: FoldEvent> Line<E> {
     fn lost_log(&mut self, error: &ConsumeError) {
         self.meters.error("kafka");
         tracing::warn!(topic = self.table.topic(), partition = self.partition, %error, "the log is opened again");
-        self.kafka_trouble = Some(error.to_string());
+        self.health.kafka = Some(error.to_string());
         self.reopen_at = Some(Instant::now() + REOPEN);
         if let Some(log) = self.log.take() {
             // Closing it waits for its threads.
@@ -224,7 +213,7 @@ impl<E: FoldEvent> Line<E> {
         for _ in 0..BATCH {
             match next.take() {
                 Some(Ok(record)) => {
-                    self.kafka_trouble = None;
+                    self.health.kafka = None;
                     self.take(record);
                 }
                 Some(Err(error)) => return self.unread(&error),
@@ -245,7 +234,7 @@ impl<E: FoldEvent> Line<E> {
             ConsumeError::Transient(_) => {
                 self.meters.error("kafka");
                 tracing::debug!(topic = self.table.topic(), partition = self.partition, %error, "Kafka is away");
-                self.kafka_trouble = Some(error.to_string());
+                self.health.kafka = Some(error.to_string());
             }
             // What is there now decides whether this is the end: the record before the position may be gone for good.
             ConsumeError::OutOfRange { .. } => {
@@ -287,10 +276,10 @@ impl<E: FoldEvent> Line<E> {
         let told = self.driver.on(answer, self.now_ms());
         self.tell(told);
         if self.driver.position() != before {
-            self.advanced_at = Instant::now();
+            self.health.advanced();
         }
         if !self.driver.has_failed() {
-            self.trouble = None;
+            self.health.clickhouse = None;
         }
     }
 
@@ -336,10 +325,10 @@ impl<E: FoldEvent> Line<E> {
                 if matches!(kind, "fence" | "insert") {
                     self.meters.chunk("refused");
                 }
-                if self.trouble.is_none() {
+                if self.health.clickhouse.is_none() {
                     tracing::warn!(topic, partition, kind, why, "the position is proven again");
                 }
-                self.trouble = Some(why);
+                self.health.clickhouse = Some(why);
             }
         }
     }
@@ -358,7 +347,8 @@ impl<E: FoldEvent> Line<E> {
             self.looked_at = Some(now);
             self.look();
         }
-        self.say_health(now);
+        let (position, reads_from) = (self.driver.position(), self.driver.reads_from());
+        self.health.say(position, reads_from, self.driver.stands_still(), &self.meters);
     }
 
     /// A tenant whose time zone changed has other periods: all balances begin anew with what ClickHouse holds.
@@ -423,52 +413,15 @@ impl<E: FoldEvent> Line<E> {
         match bounds {
             Ok(bounds) => {
                 if self.log.is_some() {
-                    self.kafka_trouble = None;
+                    self.health.kafka = None;
                 }
-                self.end = Some(bounds.next);
+                self.health.end = Some(bounds.next);
             }
             Err(error @ ConsumeError::OutOfRange { .. }) => {
                 self.driver.stand_still(Standstill::OtherLog(error.to_string()));
             }
-            Err(error) => self.kafka_trouble = Some(error.to_string()),
+            Err(error) => self.health.kafka = Some(error.to_string()),
         }
-    }
-
-    fn say_health(&mut self, now: Instant) {
-        let lag = self.end.zip(self.driver.position()).map(|(end, position)| (end - position).max(0));
-        self.meters.lag.set(lag.unwrap_or(0));
-        if lag == Some(0) {
-            self.advanced_at = now;
-        }
-        self.note_standstill();
-        let stalled = now.saturating_duration_since(self.advanced_at) >= self.shared.stall;
-        match (&self.stood_still, &self.kafka_trouble, &self.trouble, lag) {
-            (Some((_, why)), ..) => self.condition.not_ready(why),
-            (_, Some(why), ..) => self.condition.not_ready(why),
-            (_, _, Some(why), _) => self.condition.not_ready(why),
-            (_, _, _, None) => self.condition.not_ready("the position is not proven yet"),
-            (.., Some(lag)) if stalled => self.condition.not_ready(format!(
-                "no chunk was written for {} s while {lag} offsets wait",
-                self.shared.stall.as_secs()
-            )),
-            _ => self.condition.ready(),
-        }
-    }
-
-    /// A standstill is over when the line has read on, not when it looks again whether it may.
-    fn note_standstill(&mut self) {
-        let at = self.driver.reads_from();
-        if let Some(why) = self.driver.stands_still() {
-            let why = why.to_string();
-            if self.stood_still.as_ref().is_none_or(|(_, before)| *before != why) {
-                tracing::error!(topic = self.table.topic(), partition = self.partition, why, "the line stands still");
-            }
-            self.stood_still = Some((at, why));
-        } else if self.stood_still.as_ref().is_some_and(|(stood, _)| at > *stood) {
-            tracing::info!(topic = self.table.topic(), partition = self.partition, "the line goes on");
-            self.stood_still = None;
-        }
-        self.meters.stopped.set(i64::from(self.stood_still.is_some()));
     }
 }
 

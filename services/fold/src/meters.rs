@@ -55,7 +55,7 @@ impl Meters {
 /// The metrics of one line.
 #[derive(Debug)]
 pub(crate) struct LineMeters {
-    topic: &'static str,
+    pub(crate) topic: &'static str,
     pub(crate) position: IntGauge,
     pub(crate) lag: IntGauge,
     pub(crate) stopped: IntGauge,

@@ -49,7 +49,13 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub(crate) fn new(kafka: &KafkaSettings) -> Self {
-        let producer = kafka.client("test").set("acks", "all").set("enable.idempotence", "true").create().unwrap();
+        let producer = kafka
+            .client("test")
+            .set("acks", "all")
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "0")
+            .create()
+            .unwrap();
         assert!(
             TENANTS.iter().any(|tenant| partition_of(tenant.as_bytes(), 2) != partition_of(TENANTS[0].as_bytes(), 2))
         );

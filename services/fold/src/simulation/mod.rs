@@ -1,234 +1,25 @@
 //! The driver against a simulated ClickHouse and log: pauses, kills, zombies, late and torn inserts, dropped data.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod engine;
+mod log;
 
-use ledger::ids::{ApiKeyId, EventId, RequestId, SourceId, SpoolId, TenantId};
-use ledger::time::{Micros, Slot};
+use std::collections::BTreeMap;
+
+use ledger::ids::TenantId;
+use ledger::time::Micros;
 use proptest::prelude::*;
-use schemas::codec::encode;
 use schemas::event::TokensCounted;
-use schemas::mark::Mark;
-use sql::{ChunkRows, EventAt, OutcomeCounts, PartitionTotal, Position, Proof, Table, TokenRow};
-use stream::consume::Record;
+use sql::{Position, Proof, TokenRow};
 use stream::cut::CutPolicy;
-use uuid::Uuid;
 
+use self::engine::{Engine, Insert};
+use self::log::{Log, count};
 use crate::balances::{Balances, Zones, horizon};
 use crate::call::{Answer, Call, Refused, Standstill, StoreError, Taken};
 use crate::driver::{Cuts, Driver};
 
 const NOW: Micros = Micros(1_800_000_000_000_000);
 const START_MS: i64 = 1_800_000_000_000;
-
-fn source(n: u8) -> SourceId {
-    SourceId(Uuid::from_u128(u128::from(n) + 1))
-}
-
-fn count(of: u8, seq: i64, event: u128, output: i64) -> TokensCounted {
-    TokensCounted {
-        event_id: EventId(Uuid::from_u128(event)),
-        source: source(of),
-        seq,
-        occurred_at: NOW,
-        tenant_id: if of == 0 { "acme" } else { "bolt" }.parse().unwrap(),
-        request_id: RequestId(Uuid::from_u128(9)),
-        attempt: 0,
-        project_id: "search".parse().unwrap(),
-        api_key_id: ApiKeyId(Uuid::from_u128(4)),
-        model: "llama".parse().unwrap(),
-        version: "v1".parse().unwrap(),
-        replica: "gpu-1".into(),
-        endpoint: "completions".into(),
-        input: 0,
-        cached_input: 0,
-        output,
-        reasoning: 0,
-        input_cumulative: 0,
-        cached_input_cumulative: 0,
-        output_cumulative: output,
-        reasoning_cumulative: 0,
-        requests: 1,
-        last: false,
-        estimated: false,
-        end_reason: None,
-    }
-}
-
-/// A log, and what must come of it.
-#[derive(Debug, Default, Clone)]
-struct Log {
-    records: Vec<Record>,
-    next: i64,
-    folded: BTreeSet<i64>,
-    dead: BTreeMap<i64, &'static str>,
-    output: i64,
-}
-
-impl Log {
-    fn push(&mut self, key: Option<&str>, value: Option<Vec<u8>>, headers: Vec<(String, Vec<u8>)>) -> i64 {
-        let offset = self.next;
-        let log_time_ms = START_MS + (offset * 37) % 1000 + offset;
-        self.records.push(Record { offset, log_time_ms, key: key.map(|k| k.as_bytes().to_vec()), value, headers });
-        self.next = offset + 1;
-        offset
-    }
-
-    fn put(&mut self, event: &TokensCounted) -> i64 {
-        self.push(Some(event.tenant_id.as_str()), Some(encode(event).unwrap()), vec![])
-    }
-
-    /// Each step: which source, and what it does.
-    fn of(steps: &[(u8, u8)]) -> Self {
-        let mut log = Self::default();
-        let mut sent: BTreeMap<u8, Vec<TokensCounted>> = BTreeMap::new();
-        for (at, &(of, what)) in steps.iter().enumerate() {
-            let of = of % 3;
-            let before = sent.entry(of).or_default();
-            let seq = before.len() as i64 + 1;
-            let earlier = before.get(at % before.len().max(1)).cloned();
-            match (what % 10, earlier) {
-                // A resend.
-                (0 | 1, Some(event)) => _ = log.put(&event),
-                (2, Some(event)) => {
-                    let offset = log.put(&TokensCounted { event_id: EventId(Uuid::from_u128(7 << 64)), ..event });
-                    log.dead.insert(offset, "seq_conflict");
-                }
-                (3, _) => {
-                    let offset = log.push(Some("acme"), Some(b"not avro".to_vec()), vec![]);
-                    log.dead.insert(offset, "undecodable");
-                }
-                (4, _) => {
-                    let spool = SpoolId(Uuid::nil());
-                    let mark =
-                        Mark::Heartbeat { spool, source: source(of), watermark: NOW, seq_high: before.len() as u64 };
-                    let headers = mark.headers().into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes()));
-                    log.push(None, None, headers.collect());
-                }
-                // A transaction's mark: an offset without a record.
-                (5, _) if !log.records.is_empty() => log.next += 1,
-                (6, _) => {
-                    // It takes its number all the same: a resend of it is known.
-                    let event = count(of, seq, at as u128 + 1000, -1);
-                    let offset = log.put(&event);
-                    log.dead.insert(offset, "out_of_bounds");
-                    before.push(event);
-                }
-                _ => {
-                    let event = count(of, seq, at as u128 + 1000, at as i64 + 1);
-                    let offset = log.put(&event);
-                    log.folded.insert(offset);
-                    log.output += event.output;
-                    before.push(event);
-                }
-            }
-        }
-        // An offset without a record is seen only when one follows.
-        log.push(Some("acme"), Some(b"the end".to_vec()), vec![]);
-        log.dead.insert(log.next - 1, "undecodable");
-        log
-    }
-
-    fn from(&self, offset: i64) -> Option<&Record> {
-        self.records.get(self.records.partition_point(|record| record.offset < offset))
-    }
-}
-
-struct Insert {
-    rows: ChunkRows<TokenRow>,
-    retry: u32,
-    insert_before_ms: i64,
-}
-
-/// ClickHouse, as far as a line knows it.
-struct Engine {
-    clock_ms: i64,
-    chunks: Vec<ChunkRows<TokenRow>>,
-    tokens: BTreeSet<String>,
-    /// Statements that nobody waits for any more, and that may run yet.
-    late: Vec<Insert>,
-    /// How often the tables were made.
-    made: u64,
-    torn: u32,
-    deduplicated: u32,
-    refused: u32,
-}
-
-impl Engine {
-    fn new() -> Self {
-        let (chunks, tokens, late) = (Vec::new(), BTreeSet::new(), Vec::new());
-        Self { clock_ms: START_MS, chunks, tokens, late, made: 0, torn: 0, deduplicated: 0, refused: 0 }
-    }
-
-    /// `keeps_part` is false when it is killed between the token and the part.
-    fn insert(&mut self, insert: Insert, keeps_part: bool) -> Result<(), Refused> {
-        insert.rows.check().unwrap();
-        if insert.insert_before_ms <= self.clock_ms {
-            self.refused += 1;
-            return Err(Refused::Fence);
-        }
-        if !self.tokens.insert(Table::Tokens.token(0, insert.rows.first, insert.retry)) {
-            self.deduplicated += 1;
-            return Ok(());
-        }
-        if keeps_part {
-            self.chunks.push(insert.rows);
-            return Ok(());
-        }
-        self.torn += 1;
-        Err(Refused::Unknown("killed".into()))
-    }
-
-    fn position(&self) -> i64 {
-        self.chunks.iter().map(|chunk| chunk.end).max().unwrap_or(0)
-    }
-
-    fn prove(&self) -> Result<Proof, StoreError> {
-        let mut chunks: Vec<_> = self.chunks.iter().collect();
-        chunks.sort_by_key(|chunk| chunk.first);
-        let mut proof = Proof {
-            position: 0,
-            log_time_ms: i64::MIN,
-            chain: [0; 32],
-            sources: BTreeMap::new(),
-            counts: OutcomeCounts::default(),
-            now_ms: self.clock_ms,
-        };
-        for chunk in chunks {
-            if chunk.first != proof.position {
-                return Err(StoreError::Damaged(format!("{} after {}", chunk.first, proof.position)));
-            }
-            (proof.position, proof.log_time_ms, proof.chain) = (chunk.end, chunk.log_time_ms, chunk.chain);
-            proof.sources.extend(chunk.sources.iter().map(|(source, state)| (*source, *state)));
-            proof.counts.folded += chunk.counts.folded;
-            proof.counts.duplicates += chunk.counts.duplicates;
-            proof.counts.dead += chunk.counts.dead;
-            proof.counts.marks += chunk.counts.marks;
-        }
-        Ok(proof)
-    }
-
-    fn event_ids(&self, numbers: &[(SourceId, u64)]) -> Vec<EventAt> {
-        let rows = self.chunks.iter().flat_map(|chunk| &chunk.data);
-        let data = rows.map(|row| (row.event.source, row.event.seq, row.event.event_id));
-        let dead = self.chunks.iter().flat_map(|chunk| &chunk.dead).filter_map(|dead| dead.took);
-        data.chain(dead)
-            .filter(|(source, seq, _)| numbers.contains(&(*source, *seq)))
-            .map(|(source, seq, event_id)| EventAt { source, seq, event_id })
-            .collect()
-    }
-
-    fn totals(&self) -> Vec<PartitionTotal> {
-        let rows = self.chunks.iter().flat_map(|chunk| &chunk.data);
-        rows.map(|row| PartitionTotal {
-            tenant: row.event.tenant_id.clone(),
-            model: row.event.model.clone(),
-            slot: Slot::of(row.event.occurred_at),
-            tokens: row.event.delta,
-            requests: row.event.requests,
-        })
-        .collect()
-    }
-}
 
 struct Utc;
 
@@ -298,7 +89,11 @@ impl Fold {
             Call::EventIds(_) if fault == 1 => Answer::EventIds(Err(away())),
             Call::EventIds(numbers) => Answer::EventIds(Ok(engine.event_ids(&numbers))),
             Call::Position if fault == 1 => Answer::Position(Err(away())),
-            Call::Position => Answer::Position(Ok(Position { position: engine.position(), now_ms: engine.clock_ms })),
+            Call::Position => {
+                let offsets = engine.chunks.iter().map(|chunk| chunk.end - chunk.first).sum();
+                let (position, now_ms) = (engine.position(), engine.clock_ms);
+                Answer::Position(Ok(Position { position, offsets, now_ms }))
+            }
             Call::Insert { rows, retry, insert_before_ms } => {
                 let insert = Insert { rows: (*rows).clone(), retry, insert_before_ms };
                 Answer::Inserted(self.insert(engine, insert, fault))
@@ -570,4 +365,29 @@ fn damaged_data_stop_the_line_and_are_looked_at_again() {
     assert!(matches!(fold.driver.stands_still(), Some(Standstill::Damaged(_))));
     assert!(fold.driver.next(100).is_none(), "it does not ask without pause");
     assert!(fold.driver.next(crate::driver::STOPPED_MS).is_some());
+}
+
+#[test]
+fn a_chunk_that_lands_in_data_restored_beneath_the_line_is_seen_at_once() {
+    let mut log = Log::default();
+    (1..=9).for_each(|seq| _ = log.put(&count(0, seq, seq as u128, 1)));
+    let mut world = World::new(log, 1, false);
+    world.calm();
+    while world.folds[0].driver.position() != Some(9) {
+        world.folds[0].ask(world.now_ms);
+        world.folds[0].answer(&mut world.engine, 0, world.now_ms);
+    }
+    // An older backup, between two inserts of a line that does not hear of it.
+    world.engine.chunks.pop();
+    world.log.put(&count(0, 10, 10, 1));
+    for _ in 0..10 {
+        world.pass(100);
+        let fold = &mut world.folds[0];
+        if fold.driver.stands_still().is_none() {
+            fold.read(&world.log, 5, world.now_ms);
+            fold.ask(world.now_ms);
+            fold.answer(&mut world.engine, 0, world.now_ms);
+        }
+    }
+    assert!(matches!(world.folds[0].driver.stands_still(), Some(Standstill::Damaged(_))));
 }

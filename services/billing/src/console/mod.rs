@@ -27,13 +27,15 @@ const KEY_MAX: usize = 256;
 const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; \
                       frame-ancestors 'none'";
 const STYLE: &str = include_str!("../../assets/console.css");
+const ICON: &str = include_str!("../../assets/console.svg");
 
-/// The page, its style, and signing in and out.
+/// The page, its style and icon, and signing in and out.
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
         .route("/", get(console))
         .route("/console", get(console))
         .route("/console/style.css", get(style))
+        .route("/console/icon.svg", get(icon))
         .route("/console/sign-in", post(sign_in))
         .route("/console/sign-out", post(sign_out))
 }
@@ -49,6 +51,11 @@ struct PageQuery {
 async fn style() -> Response {
     let css = HeaderValue::from_static("text/css; charset=utf-8");
     ([(header::CONTENT_TYPE, css)], STYLE).into_response()
+}
+
+async fn icon() -> Response {
+    let svg = HeaderValue::from_static("image/svg+xml");
+    ([(header::CONTENT_TYPE, svg)], ICON).into_response()
 }
 
 async fn console(State(app): State<Shared>, headers: HeaderMap, asked: Result<Params<PageQuery>, Problem>) -> Response {

@@ -8,8 +8,15 @@ use serde_json::Value;
 use super::memory::Billing;
 
 /// Routes that are no part of the API proper.
-const OTHERS: [&str; 6] =
-    ["/", "/console", "/console/style.css", "/console/sign-in", "/console/sign-out", crate::api::OPENAPI];
+const OTHERS: [&str; 7] = [
+    "/",
+    "/console",
+    "/console/style.css",
+    "/console/icon.svg",
+    "/console/sign-in",
+    "/console/sign-out",
+    crate::api::OPENAPI,
+];
 
 fn described() -> Value {
     serde_json::from_str(&crate::openapi()).unwrap()

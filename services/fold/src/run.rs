@@ -69,7 +69,7 @@ enum StartError {
 /// the same time; of two that fold one line, ClickHouse takes the chunks of the first.
 ///
 /// # Errors
-/// See [`Error`].
+/// See [`enum@Error`].
 pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error> {
     let (metrics, readiness) = (Metrics::new(), Readiness::new());
     let meters = Meters::new(&metrics)?;

@@ -1,4 +1,5 @@
-//! Migrations: numbered, in order, each safe to run again after a kill or beside another process that runs it too.
+//! Migrations: numbered, in order, each safe to run again after a kill, beside another process that runs it too, or to make
+//! a table anew that was dropped.
 
 use clickhouse::{Client, Row};
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use thiserror::Error;
 use crate::client::{server, within_deadline};
 use crate::error::QueryError;
 use crate::settings::ClickHouseSettings;
+use crate::table::Table;
 
 /// The book itself: made if absent, every time.
 const BOOK: &str = include_str!("../migrations/0000_migrations.sql");
@@ -147,8 +149,17 @@ async fn execute(client: &Client, statement: &str) -> Result<(), QueryError> {
     within_deadline(client.query(statement).execute()).await
 }
 
+/// Whether a table is gone that the migrations make. The book then says what was done to a table that is not there.
+async fn lacks_a_table(client: &Client) -> Result<bool, QueryError> {
+    let names: Vec<&str> = Table::ALL.iter().map(|table| table.name()).collect();
+    let there =
+        "SELECT count() FROM system.tables WHERE database = currentDatabase() AND name IN {names:Array(String)}";
+    let there: u64 = within_deadline(client.query(there).param("names", &names).fetch_one()).await?;
+    Ok(there < names.len() as u64)
+}
+
 /// Brings the database to this binary's version. Safe to run again, from two places at once, and after a kill in the
-/// middle: every statement does nothing when it was done before.
+/// middle: every statement does nothing when it was done before. Where a table was dropped all of them are run again.
 ///
 /// # Errors
 /// See [`MigrateError`]; what was applied before the error stays applied.
@@ -167,7 +178,10 @@ pub async fn migrate(
     }
     let book = client.query("SELECT DISTINCT number, name, checksum FROM migrations ORDER BY number, checksum");
     let book: Vec<Entry> = within_deadline(book.fetch_all()).await?;
-    let left = left(name, MIGRATIONS, &book)?;
+    let left = match left(name, MIGRATIONS, &book)? {
+        left if left.len() < MIGRATIONS.len() && lacks_a_table(&client).await? => MIGRATIONS,
+        left => left,
+    };
     for migration in left {
         progress(Progress::Begins(migration));
         for statement in statements(migration.sql) {

@@ -50,6 +50,19 @@ async fn the_schema_is_what_the_migrations_add_up_to_and_a_second_run_does_nothi
 }
 
 #[tokio::test]
+async fn a_table_that_was_dropped_alone_is_made_anew() {
+    let engine = Engine::empty().await;
+    let settings = engine.settings("meter");
+    migrate(&settings, |_| ()).await.unwrap();
+    for table in Table::ALL {
+        engine.client("meter").query(&format!("DROP TABLE {table}")).execute().await.unwrap();
+        assert!(!migrate(&settings, |_| ()).await.unwrap().applied.is_empty());
+        assert_whole(&engine, &settings).await;
+        assert!(migrate(&settings, |_| ()).await.unwrap().applied.is_empty());
+    }
+}
+
+#[tokio::test]
 async fn four_at_once_are_one() {
     let engine = Engine::empty().await;
     let settings = engine.settings("meter");

@@ -37,12 +37,12 @@ impl Refusal {
     }
 
     pub(crate) fn unknown_url(method: &http::Method, path: &str) -> Self {
-        let path: String = path.chars().take(100).collect();
+        let path = shown(path);
         Self::new(StatusCode::NOT_FOUND, "unknown_url", INVALID, format!("Invalid URL ({method} {path})."))
     }
 
     pub(crate) fn method_not_allowed(method: &http::Method, path: &str, allow: &'static str) -> Self {
-        let words = format!("Not allowed to {method} on {path}: use {allow}.");
+        let words = format!("Not allowed to {method} on {}: use {allow}.", shown(path));
         let refusal = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", INVALID, words);
         Self { allow: Some(allow), ..refusal }
     }
@@ -75,8 +75,7 @@ impl Refusal {
     }
 
     pub(crate) fn model_not_found(model: &str) -> Self {
-        let model: String = model.chars().take(100).collect();
-        let words = format!("The model `{model}` does not exist.");
+        let words = format!("The model `{}` does not exist.", shown(model));
         let refusal = Self::new(StatusCode::NOT_FOUND, "model_not_found", INVALID, words);
         Self { param: Some("model"), ..refusal }
     }
@@ -165,6 +164,11 @@ impl Refusal {
     }
 }
 
+/// What the client said, as far as it is worth repeating.
+fn shown(said: &str) -> String {
+    said.chars().take(100).collect()
+}
+
 /// A JSON answer.
 pub(crate) fn json(status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
@@ -176,6 +180,17 @@ pub(crate) fn json(status: StatusCode, body: String) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_client_said_is_not_repeated_at_length() {
+        let (get, long) = (http::Method::GET, "a".repeat(5_000));
+        let refusals = [
+            Refusal::unknown_url(&get, &long),
+            Refusal::method_not_allowed(&get, &long, "POST"),
+            Refusal::model_not_found(&long),
+        ];
+        assert!(refusals.iter().all(|refusal| refusal.json().len() < 500));
+    }
 
     #[test]
     fn errors_have_the_shape_that_clients_know() {

@@ -181,6 +181,9 @@ fn refusal(no_room: NoRoom) -> Refusal {
             );
             Refusal::rate_limited(what, words, Some(wait))
         }
+        RateLimited::TooLarge { limit: 0, .. } => {
+            Refusal::rate_limited(what, format!("The plan allows no {what}."), None)
+        }
         RateLimited::TooLarge { limit, asked } => {
             let words = format!(
                 "The request may use up to {asked} {what}, more than the limit of {limit} per minute ever allows. \
@@ -234,6 +237,14 @@ fn duration(micros: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_limit_of_nothing_is_not_called_a_large_request() {
+        let none = RateLimited::TooLarge { limit: 0, asked: 1 };
+        assert!(refusal(NoRoom::Requests(none)).json().contains("The plan allows no requests."));
+        let large = RateLimited::TooLarge { limit: 5, asked: 9 };
+        assert!(refusal(NoRoom::Tokens(large)).json().contains("up to 9 tokens"));
+    }
 
     #[test]
     fn durations_read_as_clients_expect() {

@@ -109,7 +109,10 @@ impl Pool {
             now.insert(id, replica);
         }
         for gone in known.keys().filter(|id| !now.contains_key(*id)) {
-            let _ = self.up.remove_label_values(&[gone.as_str()]);
+            // What is still open there goes on with its own handle on the gauge, which nobody reads any more.
+            for gauges in [&self.up, &self.active] {
+                let _ = gauges.remove_label_values(&[gone.as_str()]);
+            }
         }
         *known = now;
         by_model
@@ -157,7 +160,10 @@ mod tests {
     use runtime::metrics::Name;
 
     fn pool() -> Pool {
-        let metrics = Metrics::new();
+        pool_in(&Metrics::new())
+    }
+
+    fn pool_in(metrics: &Metrics) -> Pool {
         Pool::new(
             metrics.gauges(Name::GatewayReplicaActive, &["replica"]).unwrap(),
             metrics.gauges(Name::GatewayReplicaUp, &["replica"]).unwrap(),
@@ -189,6 +195,17 @@ mod tests {
         assert_eq!(pool.pick(&two, &[]).unwrap().id, second.id);
         assert!(pool.pick(&two, std::slice::from_ref(&second.id)).is_none());
         assert!(pool.pick(&[], &[]).is_none());
+    }
+
+    #[test]
+    fn a_replica_that_is_gone_has_no_metrics() {
+        let metrics = Metrics::new();
+        let pool = pool_in(&metrics);
+        let lease = pool.pick(&taken(&pool, &[("a", "http://h:1"), ("b", "http://h:2")]), &[]).unwrap();
+        assert_eq!(metrics.text().matches("replica=\"").count(), 4);
+        taken(&pool, &[]);
+        drop(lease);
+        assert_eq!(metrics.text().matches("replica=\"").count(), 0, "{}", metrics.text());
     }
 
     #[test]

@@ -7,8 +7,9 @@ use stream::control::WriteError;
 use crate::app::App;
 use crate::problem::Problem;
 
-/// How often a write over the current revision is tried while others write the same document.
-const TRIES: u32 = 5;
+/// How often a write over the current revision is tried while others write the same document. Each time one of them has
+/// been written, so that many at once all come through.
+const TRIES: u32 = 64;
 
 /// What must hold of a document before it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -94,6 +94,12 @@ impl Problem {
         Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", "It has changed meanwhile", detail)
     }
 
+    /// 408.
+    pub(crate) fn slow(limit: std::time::Duration) -> Self {
+        let detail = format!("the body did not arrive within {} seconds", limit.as_secs());
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body is too slow", detail)
+    }
+
     /// 413.
     pub(crate) fn too_large(limit: usize) -> Self {
         let detail = format!("a body has at most {limit} bytes");

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::strict;
 use crate::problem::Problem;
 
 /// The longest name for people, in characters.
@@ -87,8 +88,10 @@ pub(crate) struct PriceBody {
     #[schema(value_type = String, example = "EUR")]
     currency: Currency,
     /// Its first moment, on a whole quarter of an hour.
+    #[serde(deserialize_with = "strict::instant")]
     from: DateTime<Utc>,
     /// Per million tokens: a decimal as text, at most 6 places.
+    #[serde(deserialize_with = "strict::decimal")]
     #[schema(value_type = String, example = "0.25")]
     per_million: Decimal,
 }
@@ -117,10 +120,19 @@ pub(crate) struct ReplicaBody {
     url: String,
 }
 
+/// Whether a character is none to be seen, but ends a line or turns the text around it: a name could pass for another.
+fn moves_text(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A text for people: something, not too long, on one line.
 fn named(field: &str, text: String) -> Result<String, Problem> {
-    let fits = !text.trim().is_empty() && text.chars().count() <= NAME_MAX && !text.chars().any(char::is_control);
-    let refused = || Problem::value(format!("`{field}` must have 1 to {NAME_MAX} characters, on one line"));
+    let fits = !text.trim().is_empty() && text.chars().count() <= NAME_MAX && !text.chars().any(moves_text);
+    let refused = || {
+        let words = format!("`{field}` must have 1 to {NAME_MAX} characters, on one line, none of which moves others");
+        Problem::value(words)
+    };
     if fits { Ok(text) } else { Err(refused()) }
 }
 
@@ -205,7 +217,7 @@ impl Resource for ReplicaBody {
         let url: Option<axum::http::Uri> = self.url.parse().ok().filter(|_| self.url.len() <= URL_MAX);
         let usable = |url: &axum::http::Uri| {
             url.scheme_str() == Some("http")
-                && url.authority().is_some_and(|at| !at.as_str().contains('@') && !at.host().is_empty())
+                && url.authority().is_some_and(reachable)
                 && matches!(url.path(), "" | "/")
                 && url.query().is_none()
         };
@@ -220,6 +232,14 @@ impl Resource for ReplicaBody {
         let Document::Replica(Replica { model, url }) = document.clone() else { return None };
         Some(Self { model, url })
     }
+}
+
+/// A host, and a port that there is.
+fn reachable(at: &axum::http::uri::Authority) -> bool {
+    let port = at.as_str().strip_prefix(at.host());
+    let port =
+        port.and_then(|port| if port.is_empty() { Some(80) } else { port.strip_prefix(':')?.parse::<u16>().ok() });
+    !at.host().is_empty() && port.is_some_and(|port| port > 0)
 }
 
 /// As a calendar time; none outside of the calendar.
@@ -241,6 +261,7 @@ mod tests {
         assert!(
             matches!(replica("http://10.0.0.5:8000/"), Ok(Document::Replica(r)) if r.url == "http://10.0.0.5:8000")
         );
+        assert!(replica("http://[::1]:8000").is_ok() && replica("http://vllm").is_ok());
         for wrong in [
             "",
             "10.0.0.5:8000",
@@ -251,6 +272,9 @@ mod tests {
             "http://u:p@a:1",
             "http://a:1#f",
             "http://",
+            "http://a:",
+            "http://a:0",
+            "http://a:99999",
         ] {
             assert!(replica(wrong).is_err(), "{wrong}");
         }
@@ -271,7 +295,7 @@ mod tests {
 
     #[test]
     fn names_are_for_people() {
-        for wrong in ["", "  ", "a\nb", &"x".repeat(201)] {
+        for wrong in ["", "  ", "a\nb", "a\u{2028}b", "evil\u{202e}emca", &"x".repeat(201)] {
             assert!(named("name", wrong.to_owned()).is_err(), "{wrong:?}");
         }
         assert!(named("name", "Ä & <b>".to_owned()).is_ok());

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::documents::instant;
 use super::resource::{Known, Page, PageQuery, tagged};
+use super::strict;
 use crate::app::{Shared, tenant};
 use crate::auth::{Caller, sha256};
 use crate::control::{self, Precondition};
@@ -29,6 +30,7 @@ pub(crate) struct NewKey {
     #[schema(value_type = String, example = "default")]
     project: ProjectId,
     /// From when on it is refused; never if absent.
+    #[serde(default, deserialize_with = "strict::instant_or_none")]
     expires_at: Option<DateTime<Utc>>,
 }
 
@@ -42,6 +44,7 @@ pub(crate) struct KeyBody {
     /// SHA-256 of the whole key, 64 hex digits in lower case.
     sha256: String,
     /// From when on it is refused; never if absent.
+    #[serde(default, deserialize_with = "strict::instant_or_none")]
     expires_at: Option<DateTime<Utc>>,
     /// Whether it is refused now.
     #[serde(default)]

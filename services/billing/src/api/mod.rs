@@ -4,6 +4,7 @@ pub(crate) mod documents;
 mod figures;
 mod keys;
 pub(crate) mod resource;
+mod strict;
 
 use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;

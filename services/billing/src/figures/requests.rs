@@ -8,7 +8,7 @@ use sql::{Cursor, RequestLine, RequestQuery};
 use utoipa::{IntoParams, ToSchema};
 
 use super::instant;
-use super::usage::Counts;
+use super::usage::{Counts, zone};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -87,6 +87,7 @@ pub(crate) struct Requests {
 /// Answers a question for requests.
 pub(crate) async fn requests(app: &App, caller: &Caller, asked: &RequestsQuery) -> Result<Requests, Problem> {
     let tenant = caller.one(asked.tenant.clone())?;
+    zone(app, &tenant)?;
     let limit = asked.limit.unwrap_or(PAGE);
     if !(1..=PAGE_MAX).contains(&limit) {
         return Err(Problem::query(format!("`limit` must be 1 to {PAGE_MAX}")));

@@ -79,7 +79,7 @@ pub(crate) struct Counts {
     pub(crate) output: u64,
     /// Generated tokens of reasoning.
     pub(crate) reasoning: u64,
-    /// Requests that ended.
+    /// Requests that used something. One that got nothing of an answer bills nothing and is not among them.
     pub(crate) requests: u64,
 }
 
@@ -138,8 +138,8 @@ pub(crate) async fn usage(app: &App, caller: &Caller, asked: &FiguresQuery) -> R
     Ok(Usage { tenant, from: start(period.from)?, to: start(period.to)?, time_zone, group_by: groups.names, data })
 }
 
-/// The time zone of a tenant. One that was deleted still has its usage, which is then shown by UTC.
-fn zone(app: &App, id: &TenantId) -> Result<Tz, Problem> {
+/// The time zone of a tenant; a problem if there never was one. One that was deleted still has its usage, which is then shown by UTC.
+pub(crate) fn zone(app: &App, id: &TenantId) -> Result<Tz, Problem> {
     let control = app.control()?;
     match control.state.get(Kind::Tenant, id.as_str()) {
         Some(Document::Tenant(tenant)) => Ok(tenant.time_zone),

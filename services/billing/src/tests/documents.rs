@@ -68,6 +68,35 @@ async fn a_lost_race_is_tried_again_unless_a_revision_was_named() {
 }
 
 #[tokio::test]
+async fn a_write_without_a_condition_comes_through_whoever_else_writes() {
+    let billing = Billing::empty();
+    for revision in 0..30 {
+        billing.log.first(by_another(&format!("v{revision}"), revision));
+    }
+    let over = billing.put("models/llama", &model("mine")).await;
+    assert_eq!((over.status, over.header("etag")), (StatusCode::OK, Some("\"31\"")));
+}
+
+#[tokio::test]
+async fn a_refused_body_says_where_it_is_wrong() {
+    let (billing, ..) = Billing::shop().await;
+    for (path, body, said) in [
+        ("plans/p", json!({"name": "P", "tokens_per_minute": -1}), "`tokens_per_minute`: "),
+        ("plans/p", json!({"name": "P", "tokens_per_minute": 1.5}), "a whole number"),
+        (
+            "tenants/t",
+            json!({"name": "T", "plan": "free", "currency": "EUR", "time_zone": "Mars/Base"}),
+            "`time_zone`: ",
+        ),
+        ("plans/p", json!({"name": "P", "models": ["llama", "a b"]}), "`models[1]`: "),
+    ] {
+        let answer = billing.send(Method::PUT, path, Some(ADMIN), Some(&body)).await;
+        let detail = answer.json()["detail"].as_str().unwrap_or_default().to_owned();
+        assert!(detail.contains(said) && !detail.contains("u64"), "{detail}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_named_is_there_and_stays() {
     let (billing, ..) = Billing::shop().await;
     let tenant = json!({"name": "New", "plan": "nowhere", "currency": "USD", "time_zone": "UTC"});
@@ -110,6 +139,13 @@ async fn bad_bodies_are_refused_in_plain_words() {
         ("prices/p", price("2026-01-01T00:00:00Z", json!("-1")), "invalid_value"),
         ("prices/p", price("2026-01-01T00:00:00Z", json!("0.0000001")), "invalid_value"),
         ("prices/p", price("2026-01-01", json!("1")), "invalid_body"),
+        ("prices/p", price("+262142-01-01T00:00:00Z", json!("1")), "invalid_body"),
+        (
+            "prices/p",
+            price("2026-01-01T00:00:00Z", json!("1.00000000000000000000000000000000000000001")),
+            "invalid_body",
+        ),
+        ("prices/p", price("2026-01-01T00:00:00Z", json!("1e3")), "invalid_body"),
         ("replicas/r", json!({"model": "llama", "url": "127.0.0.1:8000"}), "invalid_value"),
     ] {
         let answer = billing.send(Method::PUT, path, Some(ADMIN), Some(&body)).await;
@@ -195,7 +231,13 @@ async fn questions_for_figures_are_checked_before_anything_is_asked() {
     ] {
         assert_eq!(billing.get(&path, ADMIN).await.problem(), (400, code.into()), "{path}");
     }
-    for path in ["usage?tenant=nobody", "costs?tenant=nobody", "invoices/preview?tenant=nobody", "balances/nobody"] {
+    for path in [
+        "usage?tenant=nobody",
+        "costs?tenant=nobody",
+        "requests?tenant=nobody",
+        "invoices/preview?tenant=nobody",
+        "balances/nobody",
+    ] {
         assert_eq!(billing.get(path, ADMIN).await.problem(), (404, "not_found".into()), "{path}");
     }
     let away = billing.get("usage?tenant=acme", ADMIN).await;

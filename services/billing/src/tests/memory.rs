@@ -1,5 +1,6 @@
 //! Billing without Kafka: the real state of control behind the real routes, with nothing but the log itself in memory.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
@@ -33,8 +34,8 @@ struct Memory {
 pub(super) struct Log {
     publisher: ControlPublisher,
     view: ControlView,
-    /// Writes that others made, applied before the next one here.
-    before: Mutex<Vec<Write>>,
+    /// Writes that others make, one before each write here.
+    before: Mutex<VecDeque<Write>>,
     away: Mutex<bool>,
 }
 
@@ -50,7 +51,7 @@ impl Log {
 
     /// Somebody else writes just before the next write.
     pub(super) fn first(&self, write: Write) {
-        self.before.lock().unwrap().push(write);
+        self.before.lock().unwrap().push_back(write);
     }
 
     /// The log does not answer any more.
@@ -69,8 +70,8 @@ impl ControlLog for Memory {
             if *self.log.away.lock().unwrap() {
                 return Err(WriteError::Unavailable("the broker at 10.0.0.7 is down".into()));
             }
-            let before: Vec<Write> = self.log.before.lock().unwrap().drain(..).collect();
-            for other in before {
+            let other = self.log.before.lock().unwrap().pop_front();
+            if let Some(other) = other {
                 self.log.apply(&other).unwrap();
             }
             self.log.apply(&write)

@@ -24,6 +24,8 @@ const DRAIN: Duration = Duration::from_secs(8);
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often ClickHouse is asked whether it answers.
 const LOOK: Duration = Duration::from_secs(2);
+/// How long Kafka may take to answer before it is said that it does not.
+const CATCH_UP: Duration = Duration::from_secs(5);
 const MICROS: i64 = 1_000_000;
 
 /// The sections that the role uses.
@@ -124,7 +126,12 @@ async fn watch_control(
         () = view.wait_loaded() => condition.ready(),
         () = shutdown.cancelled() => {}
     }
-    if !view.caught_up() {
+    let caught_up = tokio::time::timeout(CATCH_UP, view.wait_caught_up());
+    let caught_up = tokio::select! {
+        caught_up = caught_up => caught_up.is_ok(),
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    if !caught_up {
         let fresh_at = Micros(view.load().fresh_at.div_euclid(MICROS).saturating_mul(MICROS));
         tracing::warn!(%fresh_at, "working from the durable snapshot of control until Kafka answers");
     }

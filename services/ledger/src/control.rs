@@ -250,6 +250,27 @@ struct Versioned {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ControlState {
     documents: BTreeMap<(Kind, String), Versioned>,
+    /// Who claims what: see [`Claim`].
+    claims: BTreeMap<Claim, String>,
+}
+
+/// What only one document of a kind can stand for: it would be unclear which of two holds.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    /// A key's hash.
+    Secret(String),
+    /// A price from a moment on.
+    Price(PriceKey, Micros),
+}
+
+impl Claim {
+    fn of(document: &Document) -> Option<Self> {
+        match document {
+            Document::Price(price) => Some(Self::Price(price.key.clone(), price.from)),
+            Document::ApiKey(key) => Some(Self::Secret(key.sha256.clone())),
+            _ => None,
+        }
+    }
 }
 
 impl ControlState {
@@ -275,8 +296,11 @@ impl ControlState {
 
     /// The state that these [`ControlState::entries`] were stored from.
     pub fn restore(entries: impl IntoIterator<Item = (Kind, String, u64, Option<Document>)>) -> Self {
-        let versioned = |(kind, id, revision, document)| ((kind, id), Versioned { revision, document });
-        Self { documents: entries.into_iter().map(versioned).collect() }
+        let mut state = Self::default();
+        for (kind, id, revision, document) in entries {
+            state.put(kind, id, Versioned { revision, document });
+        }
+        state
     }
 
     /// The revision that a write would lead to, or why it would be rejected. Changes nothing.
@@ -295,9 +319,18 @@ impl ControlState {
     /// Applies a write, and gives the revision after it. What is rejected changes nothing.
     pub fn apply(&mut self, write: &Write) -> Result<u64, Rejected> {
         let revision = self.check(write)?;
-        let versioned = Versioned { revision, document: write.document.clone() };
-        self.documents.insert((write.kind, write.id.clone()), versioned);
+        self.put(write.kind, write.id.clone(), Versioned { revision, document: write.document.clone() });
         Ok(revision)
+    }
+
+    fn put(&mut self, kind: Kind, id: String, versioned: Versioned) {
+        if let Some(claim) = self.get(kind, &id).and_then(Claim::of) {
+            self.claims.remove(&claim);
+        }
+        if let Some(claim) = versioned.document.as_ref().and_then(Claim::of) {
+            self.claims.insert(claim, id.clone());
+        }
+        self.documents.insert((kind, id), versioned);
     }
 
     /// The price book of all prices that are there.
@@ -319,8 +352,9 @@ impl ControlState {
         if let Document::Price(price) = document {
             PriceBook::default().set(price.key.clone(), Slot::starting_at(price.from)?, price.per_million)?;
         }
-        if let Some((id, _)) = self.iter().find(|(id, other)| *id != write.id && rivals(document, other)) {
-            return Err(Rejected::Taken(write.kind, id.to_owned()));
+        let claimed = Claim::of(document).and_then(|claim| self.claims.get(&claim));
+        if let Some(id) = claimed.filter(|id| **id != write.id) {
+            return Err(Rejected::Taken(write.kind, id.clone()));
         }
         match references(document).into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
             Some((kind, id)) => Err(Rejected::Missing(kind, id.to_owned())),
@@ -343,15 +377,6 @@ fn check_id(write: &Write) -> Result<(), Rejected> {
         Kind::ApiKey | Kind::Spool => id.parse::<ApiKeyId>().map(drop).map_err(|_| Rejected::NoUuid(id.to_owned())),
         // All slugs follow one rule.
         _ => ReplicaId::new(id).map(drop).map_err(Rejected::from),
-    }
-}
-
-/// Whether both cannot be there, as it would be unclear which one holds.
-fn rivals(one: &Document, other: &Document) -> bool {
-    match (one, other) {
-        (Document::Price(one), Document::Price(other)) => one.key == other.key && one.from == other.from,
-        (Document::ApiKey(one), Document::ApiKey(other)) => one.sha256 == other.sha256,
-        _ => false,
     }
 }
 
@@ -441,7 +466,15 @@ mod tests {
         state.apply(&price(0, "0.25")).unwrap();
         let again = Write { id: "p2".into(), ..price(0, "0.5") };
         assert_eq!(state.apply(&again), Err(Rejected::Taken(Kind::Price, "p1".into())), "which of the two would hold?");
-        assert_eq!(state.price_book().unwrap().price(&key, Slot(5)), Some("0.25".parse().unwrap()));
+        let restored = ControlState::restore(
+            state.entries().map(|(kind, id, revision, document)| (kind, id.to_owned(), revision, document.cloned())),
+        );
+        assert_eq!(restored, state);
+        let later = Write { expected_revision: 1, ..price(crate::time::SLOT_MICROS, "0.25") };
+        state.apply(&later).unwrap();
+        assert_eq!(state.apply(&again), Ok(1), "the first one has moved away");
+        let price_in = |slot| state.price_book().unwrap().price(&key, Slot(slot)).map(|price| price.to_string());
+        assert_eq!([price_in(0), price_in(5)], [Some("0.5".into()), Some("0.25".into())]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use schemas::event::{BalanceUpdated, DeadLettered};
 use schemas::topic;
 use sql::DeadRow;
 use stream::kafka::KafkaSettings;
+use stream::quiet::Quiet;
 use thiserror::Error;
 
 /// How long a record may wait for room in the client's queue.
@@ -28,7 +29,7 @@ pub(crate) enum PublishError {
 
 /// A producer for records that may come twice: balances are absolute, and dead letters are copies.
 #[derive(Clone)]
-pub(crate) struct Publisher(FutureProducer);
+pub(crate) struct Publisher(FutureProducer<Quiet>);
 
 impl std::fmt::Debug for Publisher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -47,7 +48,7 @@ impl Publisher {
             .set("message.timeout.ms", "10000")
             .set("linger.ms", "5")
             .set("compression.type", "lz4")
-            .create()?;
+            .create_with_context(Quiet)?;
         Ok(Self(producer))
     }
 

@@ -11,6 +11,7 @@ use thiserror::Error;
 
 use crate::kafka::KafkaSettings;
 use crate::line::LogRecord;
+use crate::quiet::Quiet;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -116,7 +117,7 @@ pub struct Bounds {
 /// A consumer of one partition, from a given offset on.
 #[derive(Clone)]
 pub struct PartitionConsumer {
-    consumer: Arc<StreamConsumer>,
+    consumer: Arc<StreamConsumer<Quiet>>,
     topic: String,
     partition: i32,
     from: i64,
@@ -146,7 +147,7 @@ impl PartitionConsumer {
         partition: i32,
         from: i64,
     ) -> Result<Self, ConsumeError> {
-        let consumer: StreamConsumer = kafka
+        let consumer: StreamConsumer<Quiet> = kafka
             .client(group)
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -157,7 +158,7 @@ impl PartitionConsumer {
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "100")
             .set("queued.max.messages.kbytes", "16384")
-            .create()
+            .create_with_context(Quiet)
             .map_err(ConsumeError::Failed)?;
         let mut opened = Self { consumer: Arc::new(consumer), topic: topic.to_owned(), partition, from };
         opened.restart(from)?;

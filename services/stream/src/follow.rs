@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use thiserror::Error;
 
 use crate::kafka::KafkaSettings;
+use crate::quiet::Quiet;
 
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(5);
@@ -33,20 +33,6 @@ impl Away {
         move |source| Self { topic, source }
     }
 }
-
-/// Logs what librdkafka says of a follower. That the end of a partition is reached is asked for, and no error.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Quiet;
-
-impl ClientContext for Quiet {
-    fn error(&self, error: KafkaError, reason: &str) {
-        if !matches!(error, KafkaError::Global(RDKafkaErrorCode::PartitionEOF)) {
-            tracing::warn!(%error, reason, "a Kafka client met an error, and goes on");
-        }
-    }
-}
-
-impl ConsumerContext for Quiet {}
 
 /// What follows.
 pub(crate) type Follower = BaseConsumer<Quiet>;

@@ -10,6 +10,7 @@ pub mod inflight;
 pub mod kafka;
 pub mod line;
 pub mod partition;
+pub mod quiet;
 pub mod ship;
 mod snapshot;
 pub mod spend;

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::view::ControlView;
 use crate::kafka::KafkaSettings;
+use crate::quiet::Quiet;
 
 /// How long the broker may take to acknowledge a write.
 const DELIVERY_MS: &str = "5000";
@@ -49,7 +50,7 @@ pub enum WriteError {
 /// Writes to the control log. Its process must run the [`super::ControlReader`] of the same view.
 #[derive(Clone)]
 pub struct ControlWriter {
-    producer: FutureProducer,
+    producer: FutureProducer<Quiet>,
     view: ControlView,
     clock: Arc<dyn Clock>,
 }
@@ -72,7 +73,7 @@ impl ControlWriter {
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", DELIVERY_MS)
             .set("linger.ms", "0")
-            .create()?;
+            .create_with_context(Quiet)?;
         Ok(Self { producer, view, clock: Arc::new(SystemClock) })
     }
 

@@ -12,6 +12,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext
 
 use super::transport::{Connect, Outgoing, Refused, Report, Transport};
 use crate::kafka::KafkaSettings;
+use crate::quiet;
 
 /// Makes producers.
 #[derive(Debug, Clone)]
@@ -51,8 +52,7 @@ struct Reports(Mutex<Vec<Report>>);
 
 impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
-        // Unreachable brokers are no fault of ours, and the figures of shipping show them.
-        tracing::warn!(%error, reason, "Kafka, seen from the shipper");
+        quiet::heard(&error, reason);
     }
 }
 

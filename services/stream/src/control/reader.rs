@@ -330,7 +330,12 @@ impl ControlReader {
     }
 
     fn refused(&self, offset: i64, reason: &'static str, error: &dyn std::fmt::Display) {
-        tracing::warn!(offset, reason, %error, "a record of the control log has no effect");
+        if reason == "conflict" {
+            // Of two that wrote at once one came later, and was told so: that is how it is meant to be.
+            tracing::debug!(offset, reason, %error, "a record of the control log has no effect");
+        } else {
+            tracing::warn!(offset, reason, %error, "a record of the control log has no effect");
+        }
         if let Some(counters) = &self.counters {
             counters.refused.with_label_values(&[reason]).inc();
         }

@@ -131,7 +131,10 @@ pub enum ProofError {
     #[error(transparent)]
     Query(#[from] QueryError),
     /// The first offsets are not there.
-    #[error("partition {partition} of {table} begins at offset {first}: what came before it is gone; rebuild")]
+    #[error(
+        "partition {partition} of {table} begins at offset {first}: what came before it is gone; drop the table, and \
+         the fold writes it anew from the log"
+    )]
     NoBeginning {
         /// Which table.
         table: crate::Table,
@@ -143,7 +146,7 @@ pub enum ProofError {
     /// A chunk is there twice or not at all.
     #[error(
         "partition {partition} of {table} ends before offset {position}, but its chunks hold {lengths} offsets: a chunk \
-         is there twice, or is missing, or both; rebuild"
+         is there twice, or is missing, or both; drop the table, and the fold writes it anew from the log"
     )]
     NotOnce {
         /// Which table.
@@ -156,7 +159,7 @@ pub enum ProofError {
         lengths: i64,
     },
     /// The outcomes do not add up to the offsets, or not to the rows.
-    #[error("partition {partition} of {table}: {what}; rebuild")]
+    #[error("partition {partition} of {table}: {what}; drop the table, and the fold writes it anew from the log")]
     Unbalanced {
         /// Which table.
         table: crate::Table,

@@ -12,9 +12,11 @@ use crate::event::FoldEvent;
 
 /// What an insert may take, milliseconds by ClickHouse's clock: PROTOCOL rule 14.
 pub(crate) const INSERT_WITHIN_MS: i64 = 60_000;
-/// After so long without word of ClickHouse it is asked before an insert: the deadline would pass, and what was proven may
-/// have been dropped or restored meanwhile.
-const FRESH_MS: u64 = 5_000;
+/// After so long without word of ClickHouse it is asked before an insert whether what was proven is still there: a chunk
+/// that lands in data which were dropped or restored meanwhile is a hole.
+const FRESH_MS: u64 = 100;
+/// After so long it is proven anew.
+const STALE_MS: u64 = 5_000;
 /// A line with nothing to write looks so often whether what it wrote is still there.
 const IDLE_MS: u64 = 10_000;
 /// Of a deadline so much must be left for another token to be tried.
@@ -39,7 +41,7 @@ pub(crate) struct Cuts {
 enum Phase {
     /// The position is in doubt.
     Doubt { not_before_ms: u64 },
-    /// Nothing is asked.
+    /// Nothing is asked but, before an insert, the position.
     Read,
     /// Resends of a closed chunk are asked for.
     Settle,
@@ -254,8 +256,10 @@ impl<E: FoldEvent> Driver<E> {
         if self.blocked.is_none() && self.open.due_in_ms(now_ms, &self.cuts.due) != Some(0) {
             return None;
         }
-        if self.idle_for_ms(now_ms) > FRESH_MS {
-            return self.doubt(now_ms, 0);
+        match self.idle_for_ms(now_ms) {
+            0..=FRESH_MS => {}
+            idle if idle <= STALE_MS => return Some(Call::Position),
+            _ => return self.doubt(now_ms, 0),
         }
         let open = std::mem::replace(&mut self.open, OpenChunk::at(self.tip.position));
         let (closed, resends) = open.close(self.partition, &self.tip);
@@ -395,7 +399,7 @@ impl<E: FoldEvent> Driver<E> {
 
     fn read_back(&mut self, position: Position, now_ms: u64) -> Event<E::Row> {
         let Some((first, end)) = self.cut.as_ref().map(|cut| (cut.rows.first, cut.rows.end)) else {
-            self.doubt(now_ms, 0);
+            self.looked(position, now_ms);
             return Event::Nothing;
         };
         // Where data were dropped or restored beneath this line, a chunk may be the last one and not follow the others.
@@ -419,6 +423,17 @@ impl<E: FoldEvent> Driver<E> {
             _ => self.phase = Phase::Doubt { not_before_ms: now_ms },
         }
         Event::Torn
+    }
+
+    /// ClickHouse was asked before an insert.
+    fn looked(&mut self, found: Position, now_ms: u64) {
+        match self.base {
+            Some(base) if (found.position, found.offsets) == (base.position, base.position) => {
+                self.heard(base.position, base.chain, found.now_ms, now_ms);
+                self.phase = Phase::Read;
+            }
+            _ => self.phase = Phase::Doubt { not_before_ms: now_ms },
+        }
     }
 
     fn written(&mut self, cut: Cut<E::Row>, clickhouse_ms: i64, now_ms: u64) -> Event<E::Row> {

@@ -282,7 +282,7 @@ fn the_simulation_meets_torn_deduplicated_and_refused_inserts() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 40) as u8
     };
-    for _ in 0..40 {
+    for _ in 0..160 {
         let steps: Vec<_> = (0..60).map(|_| (byte(), byte())).collect();
         let mut world = World::new(Log::of(&steps), 2, false);
         for _ in 0..400 {
@@ -367,25 +367,55 @@ fn damaged_data_stop_the_line_and_are_looked_at_again() {
     assert!(fold.driver.next(crate::driver::STOPPED_MS).is_some());
 }
 
-#[test]
-fn a_chunk_that_lands_in_data_restored_beneath_the_line_is_seen_at_once() {
+/// A line that has written all of a log of nine records.
+fn nine() -> World {
     let mut log = Log::default();
-    (1..=9).for_each(|seq| _ = log.put(&count(0, seq, seq as u128, 1)));
+    for seq in 1..=9 {
+        let offset = log.put(&count(0, seq, seq as u128, 1));
+        log.folded.insert(offset);
+    }
     let mut world = World::new(log, 1, false);
     world.calm();
     while world.folds[0].driver.position() != Some(9) {
         world.folds[0].ask(world.now_ms);
         world.folds[0].answer(&mut world.engine, 0, world.now_ms);
     }
-    // An older backup, between two inserts of a line that does not hear of it.
-    world.engine.chunks.pop();
+    world
+}
+
+#[test]
+fn data_dropped_or_restored_between_two_inserts_are_folded_again() {
+    for left in 0..nine().engine.chunks.len() {
+        let mut world = nine();
+        // Within a second, so that no insert fails and no proof is due.
+        world.engine.chunks.truncate(left);
+        if left == 0 {
+            world.engine.tokens.clear();
+        }
+        let offset = world.log.put(&count(0, 10, 10, 1));
+        world.log.folded.insert(offset);
+        world.log.output = 10;
+        world.pass(700);
+        world.calm();
+        world.check();
+        world.check_balances();
+    }
+}
+
+#[test]
+fn a_chunk_that_lands_in_data_restored_beneath_the_line_is_seen_at_once() {
+    let mut world = nine();
     world.log.put(&count(0, 10, 10, 1));
-    for _ in 0..10 {
+    for _ in 0..20 {
         world.pass(100);
         let fold = &mut world.folds[0];
         if fold.driver.stands_still().is_none() {
             fold.read(&world.log, 5, world.now_ms);
             fold.ask(world.now_ms);
+            if matches!(fold.call, Some(Call::Insert { .. })) {
+                // An older backup, after the last look.
+                world.engine.chunks.pop();
+            }
             fold.answer(&mut world.engine, 0, world.now_ms);
         }
     }

@@ -155,6 +155,10 @@ impl Refusal {
             let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
+        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after.is_none() {
+            // What no waiting mends: OpenAI's clients would else try again at once.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
@@ -190,6 +194,15 @@ mod tests {
             Refusal::model_not_found(&long),
         ];
         assert!(refusals.iter().all(|refusal| refusal.json().len() < 500));
+    }
+
+    #[test]
+    fn clients_are_told_when_trying_again_is_of_no_use() {
+        let tells = |refusal: Refusal| refusal.response().headers().get("x-should-retry").is_some();
+        assert!(tells(Refusal::insufficient_quota("Used up.".into())));
+        assert!(tells(Refusal::rate_limited("tokens", "Too large.".into(), None)));
+        assert!(!tells(Refusal::rate_limited("tokens", "Wait.".into(), Some(Duration::from_secs(1)))));
+        assert!(!tells(Refusal::no_replica()));
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub(super) fn decimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Deci
     // Parsing alone would round what has too many places, and take 1_0 and 1e3 for numbers.
     let exact = Decimal::from_str_exact(&text).ok().filter(|_| plain);
     exact.ok_or_else(|| {
-        D::Error::custom(format!("{text:?} is no decimal: write digits and at most one point, as \"0.25\""))
+        D::Error::custom(format!("{text:?} is no decimal: write at most 28 digits and one point, as \"0.25\""))
     })
 }
 

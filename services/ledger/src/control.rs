@@ -175,6 +175,13 @@ impl Kind {
     }
 }
 
+impl std::fmt::Display for Kind {
+    /// As people write it: `API key`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Self::ApiKey { "API key" } else { self.as_str() })
+    }
+}
+
 impl Document {
     /// Its kind.
     pub const fn kind(&self) -> Kind {
@@ -215,7 +222,7 @@ pub enum Rejected {
         found: u64,
     },
     /// The document is of another kind than the write says.
-    #[error("the write says {0:?}, its document is another kind")]
+    #[error("the write says {0}, its document is another kind")]
     OtherKind(Kind),
     /// The id is none of this kind.
     #[error("the id is refused: {0}")]
@@ -224,13 +231,13 @@ pub enum Rejected {
     #[error("the id of an API key or a spool is a UUID, {0:?} is none")]
     NoUuid(String),
     /// It names something that is not there.
-    #[error("it names the {0:?} {1:?}, which is not there: write that first")]
+    #[error("it names the {0} {1:?}, which is not there: write that first")]
     Missing(Kind, String),
     /// Something there names it.
-    #[error("the {0:?} {1:?} names it: change that first")]
+    #[error("the {0} {1:?} names it: change that first")]
     InUse(Kind, String),
     /// Another document says the same of the same thing: two prices of one moment, or two keys with one secret.
-    #[error("the {0:?} {1:?} stands for the same already: change that one")]
+    #[error("the {0} {1:?} stands for the same already: change that one")]
     Taken(Kind, String),
     /// The price is out of bounds.
     #[error(transparent)]

@@ -27,6 +27,10 @@ impl KafkaConnect {
             .set("enable.idempotence", "true")
             // A record that fails takes all later ones of its partition with it, instead of leaving a hole.
             .set("enable.gapless.guarantee", "true")
+            // A broker takes whatever number comes first from a producer that is new to a partition. Were the first batch
+            // refused for the moment (too few replicas, another leader) with a second one behind it, that one would be
+            // appended, and the library would report both as written: a hole in the log for ever.
+            .set("max.in.flight.requests.per.connection", "1")
             // However long the brokers are away, a record waits: the spool is what bounds it.
             .set("message.timeout.ms", "0")
             .set("compression.type", "lz4")
@@ -105,5 +109,76 @@ impl Transport for KafkaTransport {
             None => Ok(()),
             Some((code, reason)) => Err(format!("{code}: {reason}")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+    use rdkafka::{Offset, TopicPartitionList};
+
+    use super::*;
+
+    const TOPIC: &str = "tokens";
+
+    /// Polls until so many records are acknowledged.
+    fn acked(transport: &mut dyn Transport, count: usize) {
+        let (mut reports, begun) = (Vec::new(), Instant::now());
+        while reports.len() < count {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{reports:?}");
+            transport.poll(Duration::from_millis(10), &mut reports).unwrap();
+        }
+        assert!(reports.iter().all(|report: &Report| report.result.is_ok()), "{reports:?}");
+    }
+
+    /// All values of the partition, in order.
+    fn log(settings: &KafkaSettings, count: usize) -> Vec<String> {
+        let consumer: BaseConsumer = settings.client("test").set("group.id", "test").create().unwrap();
+        let mut from = TopicPartitionList::new();
+        from.add_partition_offset(TOPIC, 0, Offset::Beginning).unwrap();
+        consumer.assign(&from).unwrap();
+        let (mut values, begun) = (Vec::new(), Instant::now());
+        while values.len() < count {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{values:?}");
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                values.push(String::from_utf8(message.payload().unwrap().to_vec()).unwrap());
+            }
+        }
+        values
+    }
+
+    fn send(transport: &mut dyn Transport, partition: i32, id: u64) {
+        let value = id.to_string();
+        let (key, value, headers) = (None, Some(value.as_bytes()), [].as_slice());
+        transport.send(Outgoing { id, topic: TOPIC, partition, key, value, headers }).unwrap();
+    }
+
+    #[test]
+    fn a_refusal_of_a_new_producers_first_batch_lets_no_later_one_pass() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 2, 1).unwrap();
+        let settings = KafkaSettings { brokers: cluster.bootstrap_servers(), ..KafkaSettings::default() };
+        let mut transport = KafkaConnect::new(&settings, "test").connect().unwrap();
+        send(&mut *transport, 1, 0);
+        acked(&mut *transport, 1);
+        // Connected, and new to the other partition. Long enough for several batches to be on their way.
+        cluster.broker_round_trip_time(1, Duration::from_millis(250)).unwrap();
+        cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS]);
+        let mut reports = Vec::new();
+        for id in 1..=4 {
+            send(&mut *transport, 0, id);
+            // Longer than batches are gathered, so that each record is a batch.
+            let gathered = Instant::now() + Duration::from_millis(30);
+            while Instant::now() < gathered {
+                transport.poll(Duration::from_millis(5), &mut reports).unwrap();
+            }
+        }
+        acked(&mut *transport, 4);
+        cluster.broker_round_trip_time(1, Duration::ZERO).unwrap();
+        assert_eq!(log(&settings, 4), ["1", "2", "3", "4"]);
     }
 }

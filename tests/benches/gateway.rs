@@ -21,6 +21,8 @@ use serde_json::{Value, json};
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(3);
 const WARM_UP: Duration = Duration::from_millis(500);
+/// Requests that are followed until the API shows them.
+const FRESH: u64 = 50;
 
 struct Load {
     name: &'static str,
@@ -118,6 +120,40 @@ async fn compare(system: &System, key: &str, load: &Load) {
     );
 }
 
+async fn counted(system: &System, path: &str, requests: impl Fn(&Value) -> Option<u64>) -> u64 {
+    requests(&system.api(path).await).unwrap_or(0)
+}
+
+/// From the end of an answer until the API shows it, one request at a time.
+async fn freshness(system: &System, key: &str, body: &Value) {
+    let usage = "usage?tenant=bench";
+    let in_usage = |answer: &Value| answer["data"][0]["requests"].as_u64();
+    let balance = "balances/bench";
+    let in_balance = |answer: &Value| answer["requests"].as_u64();
+    let url = system.url(Role::Gateway, "/v1/chat/completions");
+    let body = Bytes::from(body.to_string());
+    let (mut usage_us, mut balance_us) = (Measured::default(), Measured::default());
+    let settled = until("all requests to be counted", Duration::from_secs(60), async || {
+        let (usage, balance) = (counted(system, usage, in_usage).await, counted(system, balance, in_balance).await);
+        if usage == balance { Ok(usage) } else { Err((usage, balance)) }
+    })
+    .await;
+    for more in 1..=FRESH {
+        one(&system.client, &url, key, &body).await;
+        let ended = Instant::now();
+        let elapsed = || u64::try_from(ended.elapsed().as_micros()).unwrap();
+        while counted(system, balance, in_balance).await < settled + more {}
+        balance_us.latencies_us.push(elapsed());
+        while counted(system, usage, in_usage).await < settled + more {}
+        usage_us.latencies_us.push(elapsed());
+    }
+    println!("\n| from the end of an answer until | p50 ms | p99 ms |");
+    println!("|---|---|---|");
+    for (name, mut measured) in [("the balance has it", balance_us), ("the usage API has it", usage_us)] {
+        println!("| {name} | {:.0} | {:.0} |", measured.percentile(50), measured.percentile(99));
+    }
+}
+
 async fn shop(system: &System) -> String {
     let put = async |path: &str, body: Value| {
         let url = system.url(Role::Billing, &format!("/api/v1/{path}"));
@@ -160,4 +196,5 @@ async fn main() {
         compare(&system, &key, &Load { name: "plain", at_once, body: plain.clone() }).await;
         compare(&system, &key, &Load { name: "stream of 20", at_once, body: stream.clone() }).await;
     }
+    freshness(&system, &key, &plain).await;
 }

@@ -84,6 +84,7 @@ impl Gateway {
 
     /// Follows control, and asks replicas for their health, until shutdown.
     pub fn follow(&self, tasks: &Tasks) {
+        self.renew();
         let (gateway, shutdown) = (self.clone(), tasks.shutdown().clone());
         let settings = &self.0.settings;
         let drain = settings.drain();
@@ -97,8 +98,7 @@ impl Gateway {
         let mut offsets = self.0.control.subscribe();
         loop {
             offsets.borrow_and_update();
-            let policy = Policy::of(&self.0.control.load().state, &self.0.pool);
-            self.0.policy.store(Arc::new(policy));
+            self.renew();
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
                 changed = offsets.changed() => if changed.is_err() {
@@ -108,6 +108,12 @@ impl Gateway {
                 },
             }
         }
+    }
+
+    /// Takes control as it is now.
+    fn renew(&self) {
+        let policy = Policy::of(&self.0.control.load().state, &self.0.pool);
+        self.0.policy.store(Arc::new(policy));
     }
 
     /// A tenant's balance of a period, as the topic tells it.

@@ -29,6 +29,8 @@ const DRAIN: Duration = Duration::from_secs(5);
 const SHIP: Duration = Duration::from_secs(5);
 /// How long to wait before Kafka is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// A start with snapshots waits so long for what Kafka holds beyond them: keys that were revoked, what was spent elsewhere.
+const CATCH_UP: Duration = Duration::from_secs(2);
 /// Who writes to control.
 const ACTOR: &str = "gateway";
 
@@ -233,10 +235,13 @@ impl Role {
         condition.not_ready("control is not read yet");
         let read = async {
             control.wait_loaded().await;
+            condition.not_ready("balances are not read yet");
+            let caught_up = async { tokio::join!(control.wait_caught_up(), balances.wait_caught_up()) };
             // Without a snapshot nothing is known of what tenants have used.
             if first {
-                condition.not_ready("balances are not read yet");
-                balances.wait_caught_up().await;
+                caught_up.await;
+            } else if tokio::time::timeout(CATCH_UP, caught_up).await.is_err() {
+                tracing::warn!("Kafka does not answer: serving with what was known of keys, plans and balances");
             }
         };
         tokio::select! {

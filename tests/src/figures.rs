@@ -82,6 +82,14 @@ pub async fn select(client: &Client, clickhouse: &str, sql: &str) -> Vec<Value> 
     text.lines().map(|line| serde_json::from_str(line).expect("a row")).collect()
 }
 
+/// Lets ClickHouse do something.
+pub async fn execute(client: &Client, clickhouse: &str, sql: &'static str) {
+    let url = format!("{clickhouse}/?database=tollgate");
+    let answer = client.send_bytes(Method::POST, &url, None, Some(Bytes::from_static(sql.as_bytes()))).await;
+    let answer = answer.expect("ClickHouse answers");
+    assert!(answer.status.is_success(), "{sql}: {}", String::from_utf8_lossy(&answer.body));
+}
+
 fn by_model(rows: &[Value]) -> ByModel {
     let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
     rows.iter().map(|row| ((text(row, "tenant_id"), text(row, "model")), Counts::read(row))).collect()
@@ -187,8 +195,9 @@ impl System {
                 return Err(text);
             }
             let there: std::collections::BTreeSet<&str> = text.lines().collect();
-            let missing = requests.iter().filter(|id| !there.contains(id.as_str())).count();
-            if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} are missing", requests.len())) }
+            let missing: Vec<_> = requests.iter().filter(|id| !there.contains(id.as_str())).collect();
+            let some = &missing[..missing.len().min(5)];
+            if missing.is_empty() { Ok(()) } else { Err(format!("{} are missing, as {some:?}", missing.len())) }
         })
         .await;
     }

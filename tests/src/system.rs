@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use embedded::clickhouse::{ClickHouseChild, ClickHouseSettings, library_in};
@@ -34,25 +35,42 @@ pub enum Role {
     Fold,
     /// The API and the console.
     Billing,
+    /// Another process that folds the same partitions. Not there unless a test starts it.
+    SecondFold,
 }
 
 impl Role {
-    /// All of them.
+    /// Those that every system has.
     pub const ALL: [Self; 3] = [Self::Gateway, Self::Fold, Self::Billing];
 
-    /// The subcommand.
+    /// Its name, in the log and on disk.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
             Self::Fold => "fold",
             Self::Billing => "billing",
+            Self::SecondFold => "second-fold",
+        }
+    }
+
+    /// The subcommand.
+    const fn subcommand(self) -> &'static str {
+        match self {
+            Self::SecondFold => Self::Fold.name(),
+            role => role.name(),
         }
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no outgoing connection takes while its owner is dead: below the range that
+/// the kernel hands out.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Other processes of tests begin elsewhere.
+    let process = u16::try_from(std::process::id() % 181).expect("small") * 100;
+    let ports = std::iter::repeat_with(|| 10_000 + (process + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000);
+    let mut free = ports.take(20_000).filter(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok());
+    free.next().expect("a free port")
 }
 
 /// The repository.
@@ -116,7 +134,8 @@ impl System {
             };
             simulators.insert(model, Simulator::start(settings).await.expect("a simulator"));
         }
-        let ports: BTreeMap<Role, u16> = Role::ALL.into_iter().map(|role| (role, free_port())).collect();
+        let roles = Role::ALL.into_iter().chain([Role::SecondFold]);
+        let ports: BTreeMap<Role, u16> = roles.map(|role| (role, free_port())).collect();
         let mut system = Self {
             ports,
             variables: BTreeMap::new(),
@@ -205,7 +224,12 @@ impl System {
     pub fn spawn(&mut self, role: Role) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(role)).expect("a log");
         let mut command = Command::new(binary());
-        command.arg(role.name()).current_dir(self.dir.path()).env_clear().envs(&self.variables);
+        command.arg(role.subcommand()).current_dir(self.dir.path()).env_clear().envs(&self.variables);
+        if role == Role::SecondFold {
+            // Other cuts than the first one's.
+            let listen = format!("127.0.0.1:{}", self.ports[&role]);
+            command.env("TOLLGATE__FOLD__LISTEN", listen).env("TOLLGATE__FOLD__CHUNK_MS", "170");
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
         unsafe {
@@ -260,6 +284,22 @@ impl System {
         assert!(status.success(), "{} ended with {status}\n{}", role.name(), tail(&self.log(role)));
     }
 
+    /// SIGSTOP: it does nothing any more, and does not know.
+    pub fn pause(&self, role: Role) {
+        self.signal(role, libc::SIGSTOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self, role: Role) {
+        self.signal(role, libc::SIGCONT);
+    }
+
+    fn signal(&self, role: Role, signal: libc::c_int) {
+        let pid = libc::pid_t::try_from(self.pid(role)).expect("a pid");
+        // SAFETY: kill takes no pointers, and the child is ours and not yet waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{} takes no signal", role.name());
+    }
+
     /// Starts the broker again on what it kept.
     pub async fn start_kafka(&mut self) {
         self.kafka = Some(KafkaChild::start(&self.kafka_settings).await.expect("Kafka"));
@@ -285,6 +325,23 @@ impl System {
     pub fn drop_clickhouse_data(&self) {
         assert!(self.clickhouse.is_none(), "ClickHouse runs");
         std::fs::remove_dir_all(&self.clickhouse_settings.data_dir).expect("its folder");
+    }
+
+    /// Keeps a copy of everything that ClickHouse holds. It must not run.
+    pub fn back_up_clickhouse(&self) {
+        self.copy(&self.clickhouse_settings.data_dir, &self.dir.path().join("backup"));
+    }
+
+    /// Puts the copy in the place of what ClickHouse holds. It must not run.
+    pub fn restore_clickhouse(&self) {
+        self.drop_clickhouse_data();
+        self.copy(&self.dir.path().join("backup"), &self.clickhouse_settings.data_dir);
+    }
+
+    fn copy(&self, from: &Path, to: &Path) {
+        assert!(self.clickhouse.is_none(), "ClickHouse runs");
+        let copied = Command::new("cp").arg("-a").args([from, to]).status().expect("cp starts");
+        assert!(copied.success(), "{} was not copied", from.display());
     }
 
     /// Where a role writes.

@@ -72,8 +72,9 @@ pub(crate) async fn check_requests(system: &System, seen: &[Seen]) {
         assert!(billed.generated() <= wire, "{id}: billed {billed:?}, engine {records:?}");
         assert!(endings.contains_key(id), "{id} was served and is not recorded: {records:?}");
     }
-    for id in billed.keys() {
-        assert!(engines.contains_key(id), "{id} was billed, and no engine knows it");
+    // A request that was let in and had not reached an engine when the gateway was killed is recorded, and costs nothing.
+    for (id, counts) in billed.iter().filter(|(id, _)| !engines.contains_key(*id)) {
+        assert_eq!(*counts, Counts::default(), "{id} was billed, and no engine knows it");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::kafka::KafkaSettings;
 use crate::line::LogRecord;
 use crate::quiet::Quiet;
 
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(3);
 
 /// Why a partition cannot be read on.
 #[derive(Debug, Error)]

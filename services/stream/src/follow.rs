@@ -10,8 +10,9 @@ use thiserror::Error;
 use crate::kafka::KafkaSettings;
 use crate::quiet::Quiet;
 
-/// How long one question to the broker may take.
-const ASK: Duration = Duration::from_secs(5);
+/// How long one question to the broker may take. Half of what a role gives its readers to stop: nobody may be stuck in one
+/// for longer.
+const ASK: Duration = Duration::from_millis(2500);
 
 /// How long a consumer that has read everything waits for more before it looks whether it should stop.
 pub(crate) const TICK: Duration = Duration::from_millis(100);

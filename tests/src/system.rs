@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -231,14 +230,8 @@ impl System {
             command.env("TOLLGATE__FOLD__LISTEN", listen).env("TOLLGATE__FOLD__CHUNK_MS", "170");
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
-        // SAFETY: between fork and exec only prctl is called, which is async-signal-safe.
-        unsafe {
-            command.pre_exec(|| {
-                // Dies with the test's thread, however that ends.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        // It dies with the test's thread, however that ends.
+        embedded::die_with_parent(&mut command);
         self.roles.insert(role, command.spawn().expect("the tollgate binary starts"));
     }
 

@@ -6,3 +6,5 @@ mod port;
 mod process;
 pub mod registry;
 pub mod vllm;
+
+pub use process::die_with_parent;

@@ -126,8 +126,9 @@ fn wait_without_reaping(pid: u32) {
     }
 }
 
-/// Has the kernel kill the child when the thread that starts it ends, however it ends.
-pub(crate) fn die_with_parent(command: &mut Command) {
+/// Has the kernel kill the child when the thread that starts it ends, however it ends. So that thread must live as long as
+/// the child is to.
+pub fn die_with_parent(command: &mut Command) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and nothing is allocated.
     unsafe {

@@ -148,15 +148,7 @@ impl PartitionConsumer {
         from: i64,
     ) -> Result<Self, ConsumeError> {
         let consumer: StreamConsumer<Quiet> = kafka
-            .client(group)
-            .set("group.id", group)
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "error")
-            .set("isolation.level", "read_committed")
-            .set("check.crcs", "true")
-            .set("fetch.queue.backoff.ms", "10")
-            .set("fetch.wait.max.ms", "100")
+            .consumer(group, group)
             .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Quiet)
             .map_err(ConsumeError::Failed)?;

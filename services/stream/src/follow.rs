@@ -41,18 +41,7 @@ pub(crate) type Follower = BaseConsumer<Quiet>;
 /// A consumer that reads what it is told to and never commits. It is a member of no group: the name of one is only asked
 /// for by the library.
 pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<Follower, KafkaError> {
-    settings
-        .client(role)
-        .set("group.id", format!("tollgate-{role}"))
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("auto.offset.reset", "error")
-        .set("isolation.level", "read_committed")
-        .set("check.crcs", "true")
-        .set("enable.partition.eof", "true")
-        .set("fetch.queue.backoff.ms", "10")
-        .set("fetch.wait.max.ms", "100")
-        .create_with_context(Quiet)
+    settings.consumer(role, &format!("tollgate-{role}")).set("enable.partition.eof", "true").create_with_context(Quiet)
 }
 
 /// The first offset that a partition still holds, and the one after its last.

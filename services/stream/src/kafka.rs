@@ -95,6 +95,22 @@ impl KafkaSettings {
         config
     }
 
+    /// The configuration of every consumer: offsets are never committed or reset behind its back, and only what Kafka holds
+    /// whole is handed over. Who reads what is never a group's decision; `group` is the name under which a place is shown.
+    pub fn consumer(&self, role: &str, group: &str) -> ClientConfig {
+        let mut config = self.client(role);
+        config
+            .set("group.id", group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("isolation.level", "read_committed")
+            .set("check.crcs", "true")
+            .set("fetch.queue.backoff.ms", "10")
+            .set("fetch.wait.max.ms", "100");
+        config
+    }
+
     /// How many copies of a partition there are: three, of which two must answer; or one where that was said in words.
     pub const fn replicas(&self) -> i32 {
         if self.single_node { 1 } else { 3 }

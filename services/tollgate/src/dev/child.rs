@@ -162,27 +162,9 @@ fn start(spec: &Spec) -> std::io::Result<Child> {
         // A group of its own: Ctrl-C reaches only the parent, which then stops the children in order.
         .process_group(0)
         .kill_on_drop(true);
-    die_with_parent(&mut command);
+    // Children are started from the main thread only (a current-thread runtime): none outlives a parent that was killed.
+    embedded::die_with_parent(command.as_std_mut());
     command.spawn()
-}
-
-/// Has the kernel kill the child when the thread that started it is gone: so children are started from the main thread
-/// only (a current-thread runtime), and none outlives a parent that was killed.
-fn die_with_parent(command: &mut Command) {
-    let parent = std::process::id();
-    // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and nothing is allocated.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            // The parent may have died in between: then the signal will never come.
-            if libc::getppid().cast_unsigned() != parent {
-                return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            Ok(())
-        });
-    }
 }
 
 /// Asks the child to stop, waits as long as it may take, then kills it.

@@ -190,7 +190,12 @@ impl From<Rejected> for Problem {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "missing_reference", title, detail)
             }
             Rejected::Id(_) | Rejected::NoUuid(_) => Self::id(detail),
-            Rejected::OtherKind(_) | Rejected::Price(_) | Rejected::Time(_) => Self::value(detail),
+            Rejected::OtherKind(_)
+            | Rejected::Canaries(_)
+            | Rejected::Base(_)
+            | Rejected::Weight
+            | Rejected::Price(_)
+            | Rejected::Time(_) => Self::value(detail),
         }
     }
 }

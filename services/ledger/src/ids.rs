@@ -114,6 +114,14 @@ slug!(
     /// A server that answers for a model.
     ReplicaId
 );
+slug!(
+    /// Replicas of one class of GPU.
+    PoolId
+);
+slug!(
+    /// A class of GPU: `h100`, `l40s`.
+    GpuClass
+);
 
 macro_rules! key {
     ($(#[$doc:meta])* $name:ident) => {

@@ -1,9 +1,14 @@
 //! The documents of the control API as clients write them, and their way into the ledger's documents and back.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use ledger::control::{Document, Kind, Model, Plan, Price, Replica, Tenant, WhenSpoolFull};
-use ledger::ids::{ModelId, ModelVersion, PlanId};
+use ledger::control::{
+    Canary, Document, Kind, Limits, Model, Plan, Pool, Price, Replica, ReplicaKind, ServiceTier, Tenant,
+    WhenPeriodUsed, WhenSpoolFull,
+};
+use ledger::ids::{GpuClass, ModelId, ModelVersion, PlanId, PoolId, ProjectId};
 use ledger::money::Currency;
 use ledger::price::PriceKey;
 use ledger::time::Micros;
@@ -18,8 +23,8 @@ use crate::problem::Problem;
 
 /// The longest name for people, in characters.
 const NAME_MAX: usize = 200;
-/// The most models that one plan names.
-const MODELS_MAX: usize = 1_000;
+/// The most things that one document names of a kind.
+const NAMED_MAX: usize = 1_000;
 /// The longest URL, in bytes.
 const URL_MAX: usize = 2_000;
 
@@ -50,6 +55,36 @@ pub(crate) struct TenantBody {
     /// The time zone of its periods: a name of the IANA database.
     #[schema(value_type = String, example = "Europe/Berlin")]
     time_zone: Tz,
+    /// Limits of single projects, below those of the plan.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(value_type = BTreeMap<String, LimitsBody>)]
+    projects: BTreeMap<ProjectId, LimitsBody>,
+}
+
+/// Limits that hold at every moment. One that is absent does not limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LimitsBody {
+    /// Requests per minute.
+    requests_per_minute: Option<u64>,
+    /// Tokens per minute.
+    tokens_per_minute: Option<u64>,
+    /// Requests that are open at once.
+    concurrent_requests: Option<u64>,
+}
+
+impl From<LimitsBody> for Limits {
+    fn from(body: LimitsBody) -> Self {
+        let LimitsBody { requests_per_minute, tokens_per_minute, concurrent_requests } = body;
+        Self { requests_per_minute, tokens_per_minute, concurrent_requests }
+    }
+}
+
+impl From<Limits> for LimitsBody {
+    fn from(limits: Limits) -> Self {
+        let Limits { requests_per_minute, tokens_per_minute, concurrent_requests } = limits;
+        Self { requests_per_minute, tokens_per_minute, concurrent_requests }
+    }
 }
 
 /// Limits that tenants share. A limit that is absent does not limit.
@@ -63,8 +98,16 @@ pub(crate) struct PlanBody {
     requests_per_minute: Option<u64>,
     /// Tokens per minute.
     tokens_per_minute: Option<u64>,
-    /// Tokens per period (a month in the tenant's time zone): a hard limit.
+    /// Requests that are open at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    concurrent_requests: Option<u64>,
+    /// Tokens per period (a month in the tenant's time zone).
     tokens_per_period: Option<u64>,
+    /// What becomes of requests once `tokens_per_period` are used: `refuse` (by default: a hard limit), or `serve` (a
+    /// soft one).
+    #[serde(default)]
+    #[schema(value_type = String, example = "refuse")]
+    when_period_used: WhenPeriodUsed,
     /// The models that may be used; all of them if absent.
     #[schema(value_type = Option<Vec<String>>)]
     models: Option<Vec<ModelId>>,
@@ -72,6 +115,19 @@ pub(crate) struct PlanBody {
     #[serde(default)]
     #[schema(value_type = String, example = "refuse")]
     when_spool_full: WhenSpoolFull,
+    /// The band in which requests wait for a replica: `priority`, `default` or `flex`.
+    #[serde(default)]
+    #[schema(value_type = String, example = "default")]
+    service_tier: ServiceTier,
+    /// The share of its tenants in what their band gets; 1 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    weight: Option<u32>,
+    /// Pools that its requests go to, in this order: the next one when the one before has no room. All that are shared,
+    /// if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    pools: Option<Vec<PoolId>>,
 }
 
 /// A price per million tokens, from the start of a quarter of an hour on.
@@ -106,6 +162,40 @@ pub(crate) struct ModelBody {
     /// What replicas know it as.
     #[schema(example = "meta-llama/Llama-3.1-8B-Instruct", max_length = 200)]
     served_name: String,
+    /// Versions that are tried with a share of the requests. `version` gets the rest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    canaries: Vec<CanaryBody>,
+    /// Other names that clients may use. Usage is booked under the model's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    aliases: Vec<ModelId>,
+    /// The model that this is an adapter (LoRA) of: its replicas answer, asked for this one's `served_name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    base: Option<ModelId>,
+    /// The class of GPU that it needs: only replicas in pools of this class get its requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "h100")]
+    gpu_class: Option<GpuClass>,
+    /// Plans that may use it; all of them if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    plans: Option<Vec<PlanId>>,
+}
+
+/// A version of a model that is tried with a share of its requests.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CanaryBody {
+    /// The version.
+    #[schema(value_type = String, example = "v2")]
+    version: ModelVersion,
+    /// What replicas know it as.
+    #[schema(max_length = 200)]
+    served_name: String,
+    /// Of 100 requests, so many.
+    #[schema(maximum = 100)]
+    percent: u8,
 }
 
 /// A server that answers for a model.
@@ -118,6 +208,38 @@ pub(crate) struct ReplicaBody {
     /// Where it is: `http://host:port`, without a path.
     #[schema(example = "http://10.0.0.5:8000")]
     url: String,
+    /// Which engine it is: `vllm` (by default), `sglang`, `tgi` or `openai_compatible`.
+    #[serde(default)]
+    #[schema(value_type = String, example = "vllm")]
+    kind: ReplicaKind,
+    /// The version of the model that it serves; every version if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    version: Option<ModelVersion>,
+    /// The pool that it is in; shared and of no class of GPU if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pool: Option<PoolId>,
+    /// Requests that it works on well at once; what the gateway's settings say if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    max_concurrent_requests: Option<u32>,
+    /// Whether it gets no more requests, while those that are open there go on to their end.
+    #[serde(default)]
+    draining: bool,
+}
+
+/// Replicas of one class of GPU, shared or kept for some plans.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PoolBody {
+    /// The class of its GPUs.
+    #[schema(value_type = String, example = "h100")]
+    gpu_class: GpuClass,
+    /// Plans that it is kept for; shared by all if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<String>>)]
+    plans: Option<Vec<PlanId>>,
 }
 
 /// Whether a character is none to be seen, but ends a line or turns the text around it: a name could pass for another.
@@ -136,17 +258,29 @@ fn named(field: &str, text: String) -> Result<String, Problem> {
     if fits { Ok(text) } else { Err(refused()) }
 }
 
+fn few(field: &str, count: usize) -> Result<(), Problem> {
+    if count > NAMED_MAX {
+        return Err(Problem::value(format!("`{field}` has at most {NAMED_MAX} entries, {count} were given")));
+    }
+    Ok(())
+}
+
 impl Resource for TenantBody {
     const KIND: Kind = Kind::Tenant;
 
     fn into_document(self) -> Result<Document, Problem> {
-        let Self { name, plan, currency, time_zone } = self;
-        Ok(Document::Tenant(Tenant { name: named("name", name)?, plan, currency, time_zone }))
+        let Self { name, plan, currency, time_zone, projects } = self;
+        few("projects", projects.len())?;
+        let projects = projects.into_iter().map(|(project, limits)| (project, limits.into())).collect();
+        Ok(Document::Tenant(Tenant { name: named("name", name)?, plan, currency, time_zone, projects }))
     }
 
     fn of(document: &Document) -> Option<Self> {
-        let Document::Tenant(Tenant { name, plan, currency, time_zone }) = document.clone() else { return None };
-        Some(Self { name, plan, currency, time_zone })
+        let Document::Tenant(Tenant { name, plan, currency, time_zone, projects }) = document.clone() else {
+            return None;
+        };
+        let projects = projects.into_iter().map(|(project, limits)| (project, limits.into())).collect();
+        Some(Self { name, plan, currency, time_zone, projects })
     }
 }
 
@@ -154,16 +288,20 @@ impl Resource for PlanBody {
     const KIND: Kind = Kind::Plan;
 
     fn into_document(self) -> Result<Document, Problem> {
-        if self.models.as_ref().is_some_and(|models| models.len() > MODELS_MAX) {
-            return Err(Problem::value(format!("`models` names at most {MODELS_MAX} models; leave it out for all")));
-        }
+        few("models", self.models.as_ref().map_or(0, Vec::len))?;
+        few("pools", self.pools.as_ref().map_or(0, Vec::len))?;
         Ok(Document::Plan(Plan {
             name: named("name", self.name)?,
             requests_per_minute: self.requests_per_minute,
             tokens_per_minute: self.tokens_per_minute,
+            concurrent_requests: self.concurrent_requests,
             tokens_per_period: self.tokens_per_period,
+            when_period_used: self.when_period_used,
             models: self.models,
             when_spool_full: self.when_spool_full,
+            service_tier: self.service_tier,
+            weight: self.weight,
+            pools: self.pools,
         }))
     }
 
@@ -173,9 +311,14 @@ impl Resource for PlanBody {
             name: plan.name,
             requests_per_minute: plan.requests_per_minute,
             tokens_per_minute: plan.tokens_per_minute,
+            concurrent_requests: plan.concurrent_requests,
             tokens_per_period: plan.tokens_per_period,
+            when_period_used: plan.when_period_used,
             models: plan.models,
             when_spool_full: plan.when_spool_full,
+            service_tier: plan.service_tier,
+            weight: plan.weight,
+            pools: plan.pools,
         })
     }
 }
@@ -200,13 +343,30 @@ impl Resource for ModelBody {
     const KIND: Kind = Kind::Model;
 
     fn into_document(self) -> Result<Document, Problem> {
-        let served_name = named("served_name", self.served_name)?;
-        Ok(Document::Model(Model { version: self.version, served_name }))
+        few("canaries", self.canaries.len())?;
+        few("aliases", self.aliases.len())?;
+        few("plans", self.plans.as_ref().map_or(0, Vec::len))?;
+        let canary = |canary: CanaryBody| {
+            let CanaryBody { version, served_name, percent } = canary;
+            Ok(Canary { version, served_name: named("canaries.served_name", served_name)?, percent })
+        };
+        Ok(Document::Model(Model {
+            version: self.version,
+            served_name: named("served_name", self.served_name)?,
+            canaries: self.canaries.into_iter().map(canary).collect::<Result<_, Problem>>()?,
+            aliases: self.aliases,
+            base: self.base,
+            gpu_class: self.gpu_class,
+            plans: self.plans,
+        }))
     }
 
     fn of(document: &Document) -> Option<Self> {
-        let Document::Model(Model { version, served_name }) = document.clone() else { return None };
-        Some(Self { version, served_name })
+        let Document::Model(model) = document.clone() else { return None };
+        let Model { version, served_name, canaries, aliases, base, gpu_class, plans } = model;
+        let canary = |Canary { version, served_name, percent }| CanaryBody { version, served_name, percent };
+        let canaries = canaries.into_iter().map(canary).collect();
+        Some(Self { version, served_name, canaries, aliases, base, gpu_class, plans })
     }
 }
 
@@ -225,12 +385,34 @@ impl Resource for ReplicaBody {
             return Err(Problem::value("`url` must be http://host:port, without a path"));
         }
         let url = self.url.trim_end_matches('/').to_owned();
-        Ok(Document::Replica(Replica { model: self.model, url }))
+        if self.max_concurrent_requests == Some(0) {
+            return Err(Problem::value(
+                "`max_concurrent_requests` must be at least 1; `draining` gives it no requests",
+            ));
+        }
+        let Self { model, kind, version, pool, max_concurrent_requests, draining, .. } = self;
+        Ok(Document::Replica(Replica { model, url, kind, version, pool, max_concurrent_requests, draining }))
     }
 
     fn of(document: &Document) -> Option<Self> {
-        let Document::Replica(Replica { model, url }) = document.clone() else { return None };
-        Some(Self { model, url })
+        let Document::Replica(replica) = document.clone() else { return None };
+        let Replica { model, url, kind, version, pool, max_concurrent_requests, draining } = replica;
+        Some(Self { model, url, kind, version, pool, max_concurrent_requests, draining })
+    }
+}
+
+impl Resource for PoolBody {
+    const KIND: Kind = Kind::Pool;
+
+    fn into_document(self) -> Result<Document, Problem> {
+        few("plans", self.plans.as_ref().map_or(0, Vec::len))?;
+        let Self { gpu_class, plans } = self;
+        Ok(Document::Pool(Pool { gpu_class, plans }))
+    }
+
+    fn of(document: &Document) -> Option<Self> {
+        let Document::Pool(Pool { gpu_class, plans }) = document.clone() else { return None };
+        Some(Self { gpu_class, plans })
     }
 }
 

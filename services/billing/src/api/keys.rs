@@ -143,7 +143,7 @@ pub(crate) async fn make(
     }
     // Twice 122 random bits: nobody guesses it, and no salt is needed for its hash.
     let secret = format!("tg_{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
-    let key = ApiKey { tenant: owner, project: body.project, sha256: sha256(&secret), expires_at, revoked: false };
+    let key = ApiKey { expires_at, ..ApiKey::new(owner, body.project, sha256(&secret)) };
     let id = Uuid::now_v7().to_string();
     let document = Document::ApiKey(key.clone());
     let put = control::put(&app, &caller.actor(), &id, document, Precondition::Absent).await?;
@@ -191,7 +191,8 @@ pub(crate) async fn put(
     }
     let when = Precondition::of(&headers)?;
     let KeyBody { project, sha256, expires_at, revoked } = body;
-    let new = ApiKey { tenant: owner.clone(), project, sha256, expires_at: expires_at.map(Micros::from), revoked };
+    let new =
+        ApiKey { expires_at: expires_at.map(Micros::from), revoked, ..ApiKey::new(owner.clone(), project, sha256) };
     let becomes = |now: Option<&Document>| match now {
         Some(Document::ApiKey(now)) if now.tenant != owner => Err(Problem::not_found("key", &key_id)),
         _ => Ok(Some(Document::ApiKey(new.clone()))),

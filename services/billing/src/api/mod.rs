@@ -16,14 +16,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::Shared;
-use resource::{models, plans, prices, replicas, tenants};
+use resource::{models, plans, pools, prices, replicas, tenants};
 
 /// Where the description is.
 pub(crate) const OPENAPI: &str = "/api/v1/openapi.json";
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
-    info(title = "Tollgate billing", description = "Tenants, keys, plans, prices, models and replicas; usage, costs, \
+    info(title = "Tollgate billing", description = "Tenants, keys, plans, prices, models, pools and replicas; usage, costs, \
         balances and the running bill. Money is a decimal as text, times are RFC 3339, lists are paged by cursor, errors \
         are RFC 9457 problem details with a stable `code`."),
     modifiers(&Bearer),
@@ -53,6 +53,8 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(prices::get, prices::put, prices::delete))
         .routes(routes!(models::list))
         .routes(routes!(models::get, models::put, models::delete))
+        .routes(routes!(pools::list))
+        .routes(routes!(pools::get, pools::put, pools::delete))
         .routes(routes!(replicas::list))
         .routes(routes!(replicas::get, replicas::put, replicas::delete))
         .routes(routes!(figures::usage))

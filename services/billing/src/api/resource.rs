@@ -222,4 +222,5 @@ resource!(tenants, TenantBody, "tenants", "/api/v1/tenants", "/api/v1/tenants/{i
 resource!(plans, PlanBody, "plans", "/api/v1/plans", "/api/v1/plans/{id}");
 resource!(prices, PriceBody, "prices", "/api/v1/prices", "/api/v1/prices/{id}");
 resource!(models, ModelBody, "models", "/api/v1/models", "/api/v1/models/{id}");
+resource!(pools, PoolBody, "pools", "/api/v1/pools", "/api/v1/pools/{id}");
 resource!(replicas, ReplicaBody, "replicas", "/api/v1/replicas", "/api/v1/replicas/{id}");

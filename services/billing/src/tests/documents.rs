@@ -49,8 +49,21 @@ async fn a_condition_holds_or_nothing_is_written() {
     assert_eq!(wrong.problem(), (400, "invalid_query".into()));
 }
 
+#[test]
+fn what_is_left_out_is_not_written_to_the_log_and_old_documents_are_read() {
+    for old in [
+        r#"{"kind":"replica","model":"llama","url":"http://a:1"}"#,
+        r#"{"kind":"model","version":"v1","served_name":"x"}"#,
+        r#"{"kind":"tenant","name":"T","plan":"p","currency":"USD","time_zone":"UTC"}"#,
+        r#"{"kind":"api_key","tenant":"t","project":"p","sha256":"00","expires_at":null,"revoked":false}"#,
+        r#"{"kind":"plan","name":"P","requests_per_minute":1,"tokens_per_minute":null,"tokens_per_period":null,"models":null,"when_spool_full":"refuse"}"#,
+    ] {
+        assert_eq!(serde_json::to_string(&serde_json::from_str::<Document>(old).unwrap()).unwrap(), old);
+    }
+}
+
 fn by_another(version: &str, expected_revision: u64) -> Write {
-    let model = Model { version: version.parse().unwrap(), served_name: "llama".into() };
+    let model = Model::new(version.parse().unwrap(), "llama");
     Write { kind: Kind::Model, id: "llama".into(), expected_revision, document: Some(Document::Model(model)) }
 }
 

@@ -6,7 +6,7 @@ mod traffic;
 
 use std::time::Duration;
 
-use ledger::control::{Document, Plan, Tenant, WhenSpoolFull, Write};
+use ledger::control::{Document, Plan, Tenant, Write};
 use ledger::time::Period;
 use runtime::{Shutdown, Tasks};
 use schemas::event::{DeadLettered, RequestFinished, TokensCounted};
@@ -36,14 +36,7 @@ async fn write_control(servers: &Servers, tasks: &Tasks) {
     let (reader, view) = ControlReader::open(&servers.kafka(), None, clock).unwrap();
     tasks.spawn("control", Duration::ZERO, reader.run(tasks.shutdown().clone()));
     let writer = ControlWriter::new(&servers.kafka(), view).unwrap();
-    let plan = Document::Plan(Plan {
-        name: "Free".into(),
-        requests_per_minute: None,
-        tokens_per_minute: None,
-        tokens_per_period: None,
-        models: None,
-        when_spool_full: WhenSpoolFull::default(),
-    });
+    let plan = Document::Plan(Plan { name: "Free".into(), ..Plan::default() });
     let write = |id: &str, document: Document| Write {
         kind: document.kind(),
         id: id.to_owned(),
@@ -52,12 +45,7 @@ async fn write_control(servers: &Servers, tasks: &Tasks) {
     };
     writer.write(write("free", plan), "test").await.unwrap();
     for tenant in TENANTS {
-        let document = Document::Tenant(Tenant {
-            name: tenant.to_owned(),
-            plan: "free".parse().unwrap(),
-            currency: "USD".parse().unwrap(),
-            time_zone: ZONE,
-        });
+        let document = Document::Tenant(Tenant::new(tenant, "free".parse().unwrap(), "USD".parse().unwrap(), ZONE));
         writer.write(write(tenant, document), "test").await.unwrap();
     }
 }

@@ -182,7 +182,7 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ledger::control::{Plan, WhenSpoolFull};
+    use ledger::control::Plan;
     use proptest::prelude::*;
 
     fn tenant(requests: Option<u64>, tokens: Option<u64>, period: Option<u64>) -> Tenant {
@@ -193,8 +193,7 @@ mod tests {
                 requests_per_minute: requests,
                 tokens_per_minute: tokens,
                 tokens_per_period: period,
-                models: None,
-                when_spool_full: WhenSpoolFull::Refuse,
+                ..Plan::default()
             },
             currency: "USD".parse().unwrap(),
             time_zone: chrono_tz::UTC,

@@ -172,10 +172,8 @@ mod tests {
 
     fn taken(pool: &Pool, urls: &[(&str, &str)]) -> Vec<Arc<Replica>> {
         let model: ModelId = "llama".parse().unwrap();
-        let documents: Vec<_> = urls
-            .iter()
-            .map(|(id, url)| (id.parse().unwrap(), ReplicaDocument { model: model.clone(), url: (*url).to_owned() }))
-            .collect();
+        let documents: Vec<_> =
+            urls.iter().map(|(id, url)| (id.parse().unwrap(), ReplicaDocument::new(model.clone(), *url))).collect();
         pool.take(documents.iter().map(|(id, document): &(ReplicaId, _)| (id.clone(), document)))
             .remove(&model)
             .unwrap_or_default()

@@ -142,7 +142,7 @@ async fn a_model_without_a_price_is_served_and_raises_an_alarm() {
     let replica = simulator(SimulatorSettings::default()).await;
     let mut world = Setup::new(&[&replica]).start().await;
     let (model, url) = ("other".parse().unwrap(), replica.url());
-    world.control.put("r9", Document::Replica(ledger::control::Replica { model, url }));
+    world.control.put("r9", Document::Replica(ledger::control::Replica::new(model, url)));
     world.publish();
     let body = json!({"model": "other", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2});
     while world.post(CHAT, &body).await.status != 200 {}

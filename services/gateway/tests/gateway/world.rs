@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use ledger::control::{ApiKey, ControlState, Document, Model, Plan, Price, Replica, Tenant, WhenSpoolFull, Write};
+use ledger::control::{ApiKey, ControlState, Document, Model, Plan, Price, Replica, Tenant, Write};
 use ledger::price::PriceKey;
 use ledger::time::Micros;
 use ledger::tokens::{TokenClass, TokenCounts};
@@ -41,14 +41,7 @@ pub(crate) async fn simulator(settings: SimulatorSettings) -> Simulator {
 
 /// A plan without limits.
 pub(crate) fn unlimited() -> Plan {
-    Plan {
-        name: "Test".into(),
-        requests_per_minute: None,
-        tokens_per_minute: None,
-        tokens_per_period: None,
-        models: None,
-        when_spool_full: WhenSpoolFull::Refuse,
-    }
+    Plan { name: "Test".into(), ..Plan::default() }
 }
 
 /// Control, as tests write it.
@@ -70,12 +63,12 @@ impl Control {
     pub(crate) fn with(plan: Plan, replicas: &[String]) -> Self {
         let mut control = Self { state: ControlState::default(), offset: 0 };
         for model in [MODEL, "other"] {
-            let document = Model { version: "v1".parse().unwrap(), served_name: MODEL.into() };
+            let document = Model::new("v1".parse().unwrap(), MODEL);
             control.put(model, Document::Model(document));
         }
         for (at, url) in replicas.iter().enumerate() {
             let model = MODEL.parse().unwrap();
-            control.put(&format!("r{at}"), Document::Replica(Replica { model, url: url.clone() }));
+            control.put(&format!("r{at}"), Document::Replica(Replica::new(model, url)));
         }
         for class in TokenClass::ALL {
             let key = PriceKey { model: MODEL.parse().unwrap(), class, currency: "USD".parse().unwrap() };
@@ -83,12 +76,7 @@ impl Control {
             control.put(&format!("p-{}", class.as_str()), Document::Price(price));
         }
         control.plan(plan);
-        let tenant = Tenant {
-            name: "Acme".into(),
-            plan: "plan".parse().unwrap(),
-            currency: "USD".parse().unwrap(),
-            time_zone: chrono_tz::UTC,
-        };
+        let tenant = Tenant::new("Acme", "plan".parse().unwrap(), "USD".parse().unwrap(), chrono_tz::UTC);
         control.put("acme", Document::Tenant(tenant));
         control.key(KEY, false, None);
         control
@@ -102,7 +90,7 @@ impl Control {
         let sha256 = Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let (tenant, project) = ("acme".parse().unwrap(), "search".parse().unwrap());
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes()).to_string();
-        self.put(&id, Document::ApiKey(ApiKey { tenant, project, sha256, expires_at, revoked }));
+        self.put(&id, Document::ApiKey(ApiKey { expires_at, revoked, ..ApiKey::new(tenant, project, sha256) }));
     }
 }
 

@@ -16,7 +16,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use ledger::control::{ApiKey, Document, Kind, Model, Plan, Replica, Tenant, WhenSpoolFull, Write};
+use ledger::control::{ApiKey, Document, Kind, Model, Plan, Replica, Tenant, Write};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{Message, Offset, TopicPartitionList};
 use runtime::{Shutdown, SystemClock, Tasks};
@@ -69,29 +69,17 @@ impl Operator {
     async fn key(&self, revoked: bool) {
         let sha256 = Sha256::digest(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let (tenant, project) = ("acme".parse().unwrap(), "search".parse().unwrap());
-        let key = ApiKey { tenant, project, sha256, expires_at: None, revoked };
+        let key = ApiKey { revoked, ..ApiKey::new(tenant, project, sha256) };
         self.put(&KEY_ID.to_string(), Document::ApiKey(key)).await;
     }
 
     async fn set_up(&self, replica: &Simulator) {
-        let model = Model { version: "v1".parse().unwrap(), served_name: "llama-3.1-8b".into() };
+        let model = Model::new("v1".parse().unwrap(), "llama-3.1-8b");
         self.put("llama", Document::Model(model)).await;
-        self.put("r0", Document::Replica(Replica { model: "llama".parse().unwrap(), url: replica.url() })).await;
-        let plan = Plan {
-            name: "Test".into(),
-            requests_per_minute: None,
-            tokens_per_minute: None,
-            tokens_per_period: Some(1_000_000),
-            models: None,
-            when_spool_full: WhenSpoolFull::Refuse,
-        };
+        self.put("r0", Document::Replica(Replica::new("llama".parse().unwrap(), replica.url()))).await;
+        let plan = Plan { name: "Test".into(), tokens_per_period: Some(1_000_000), ..Plan::default() };
         self.put("plan", Document::Plan(plan)).await;
-        let tenant = Tenant {
-            name: "Acme".into(),
-            plan: "plan".parse().unwrap(),
-            currency: "USD".parse().unwrap(),
-            time_zone: chrono_tz::UTC,
-        };
+        let tenant = Tenant::new("Acme", "plan".parse().unwrap(), "USD".parse().unwrap(), chrono_tz::UTC);
         self.put("acme", Document::Tenant(tenant)).await;
         self.key(false).await;
     }

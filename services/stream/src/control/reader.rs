@@ -400,8 +400,13 @@ const fn code(rejected: &Rejected) -> &'static str {
         Rejected::Missing(..) => "missing",
         Rejected::InUse(..) => "in_use",
         Rejected::Taken(..) => "taken",
-        Rejected::OtherKind(_) | Rejected::Id(_) | Rejected::NoUuid(_) | Rejected::Price(_) | Rejected::Time(_) => {
-            "invalid"
-        }
+        Rejected::OtherKind(_)
+        | Rejected::Id(_)
+        | Rejected::NoUuid(_)
+        | Rejected::Canaries(_)
+        | Rejected::Base(_)
+        | Rejected::Weight
+        | Rejected::Price(_)
+        | Rejected::Time(_) => "invalid",
     }
 }

@@ -132,7 +132,13 @@ fn unavailable(error: &KafkaError) -> WriteError {
 const fn for_ever(rejected: &Rejected) -> bool {
     match rejected {
         Rejected::Conflict { expected, found } => *expected < *found,
-        Rejected::OtherKind(_) | Rejected::Id(_) | Rejected::NoUuid(_) | Rejected::Price(_) | Rejected::Time(_) => true,
-        Rejected::Missing(..) | Rejected::InUse(..) | Rejected::Taken(..) => false,
+        Rejected::OtherKind(_)
+        | Rejected::Id(_)
+        | Rejected::NoUuid(_)
+        | Rejected::Canaries(_)
+        | Rejected::Weight
+        | Rejected::Price(_)
+        | Rejected::Time(_) => true,
+        Rejected::Missing(..) | Rejected::InUse(..) | Rejected::Taken(..) | Rejected::Base(_) => false,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use embedded::kafka::{KafkaChild, KafkaSettings as Broker};
-use ledger::control::{Document, Kind, Model, Plan, Rejected, WhenSpoolFull, Write};
+use ledger::control::{Document, Kind, Model, Plan, Rejected, Write};
 use ledger::time::{Micros, Period, Slot};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::producer::{FutureProducer, FutureRecord};
@@ -49,7 +49,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 }
 
 fn model(version: &str, id: &str, expected_revision: u64) -> Write {
-    let model = Model { version: version.parse().unwrap(), served_name: "served".into() };
+    let model = Model::new(version.parse().unwrap(), "served");
     Write { kind: Kind::Model, id: id.into(), expected_revision, document: Some(Document::Model(model)) }
 }
 
@@ -108,14 +108,7 @@ async fn a_write_is_answered_when_its_record_has_come_back_and_the_first_of_two_
     assert!(a.is_ok() && conflict(&b) || b.is_ok() && conflict(&a), "{a:?} {b:?}");
 
     // What is refused changes nothing, and is counted.
-    let plan = Plan {
-        name: "Free".into(),
-        requests_per_minute: None,
-        tokens_per_minute: None,
-        tokens_per_period: None,
-        models: Some(vec!["nowhere".parse().unwrap()]),
-        when_spool_full: WhenSpoolFull::Refuse,
-    };
+    let plan = Plan { name: "Free".into(), models: Some(vec!["nowhere".parse().unwrap()]), ..Plan::default() };
     let plan =
         Write { kind: Kind::Plan, id: "free".into(), expected_revision: 0, document: Some(Document::Plan(plan)) };
     let refused = one.writer.write(plan, "a person").await;

@@ -6,9 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ledger::control::{
-    ApiKey, ControlState, Document, Kind, Model, Plan, Price, Rejected, Replica, Tenant, WhenSpoolFull, Write,
-};
+use ledger::control::{ApiKey, ControlState, Document, Kind, Model, Plan, Price, Rejected, Replica, Tenant, Write};
 use ledger::ids::ModelId;
 use ledger::price::PriceKey;
 use ledger::time::Micros;
@@ -54,34 +52,26 @@ pub(crate) fn wanted(llama: &str, mistral: &str) -> Result<Vec<Wanted>, String> 
         (MISTRAL, mistral, "sim-mistral", ["6.00", "1.50", "18.00", "18.00"]),
     ] {
         let id = parsed::<ModelId>(name)?;
-        let model = Model { version: parsed("v1")?, served_name: name.to_owned() };
+        let model = Model::new(parsed("v1")?, name);
         all.push((name.to_owned(), Document::Model(model)));
         for (class, price) in TokenClass::ALL.into_iter().zip(prices) {
             let key = PriceKey { model: id.clone(), class, currency: parsed("USD")? };
             let document = Price { key, from: ALWAYS, per_million: parsed(price)? };
             all.push((format!("{name}.{}.usd", class.as_str()), Document::Price(document)));
         }
-        all.push((replica.to_owned(), Document::Replica(Replica { model: id, url: url.to_owned() })));
+        all.push((replica.to_owned(), Document::Replica(Replica::new(id, url))));
     }
     let plan = Plan {
         name: "Demo".to_owned(),
         requests_per_minute: Some(600),
         tokens_per_minute: Some(200_000),
         tokens_per_period: Some(5_000_000),
-        models: None,
-        when_spool_full: WhenSpoolFull::Refuse,
+        ..Plan::default()
     };
     all.push((TENANT.to_owned(), Document::Plan(plan)));
-    let tenant =
-        Tenant { name: "Demo".to_owned(), plan: parsed(TENANT)?, currency: parsed("USD")?, time_zone: parsed("UTC")? };
+    let tenant = Tenant::new("Demo", parsed(TENANT)?, parsed("USD")?, parsed("UTC")?);
     all.push((TENANT.to_owned(), Document::Tenant(tenant)));
-    let key = ApiKey {
-        tenant: parsed(TENANT)?,
-        project: parsed("default")?,
-        sha256: sha256(KEY),
-        expires_at: None,
-        revoked: false,
-    };
+    let key = ApiKey::new(parsed(TENANT)?, parsed("default")?, sha256(KEY));
     all.push((Uuid::new_v5(&Uuid::NAMESPACE_URL, KEY.as_bytes()).to_string(), Document::ApiKey(key)));
     Ok(all)
 }

@@ -1,127 +1,20 @@
 //! The state that the control log adds up to: documents with revisions, and the one pure function that applies a write.
 
+mod documents;
+
 use std::collections::BTreeMap;
 
-use chrono_tz::Tz;
-use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::ids::{ApiKeyId, ModelId, ModelVersion, PlanId, ProjectId, ReplicaId, SlugError, TenantId};
-use crate::money::Currency;
+pub use documents::{
+    ApiKey, Canary, Limits, Model, Plan, Pool, Price, Replica, ReplicaKind, Scope, ServiceTier, Spool, Tenant,
+    WhenPeriodUsed, WhenSpoolFull,
+};
+
+use crate::ids::{ApiKeyId, ModelId, ReplicaId, SlugError};
 use crate::price::{PriceBook, PriceError, PriceKey};
 use crate::time::{Micros, Slot, TimeError};
-
-/// Who is billed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tenant {
-    /// A name for people.
-    pub name: String,
-    /// Its plan.
-    pub plan: PlanId,
-    /// What it is charged in.
-    pub currency: Currency,
-    /// The time zone of its periods.
-    pub time_zone: Tz,
-}
-
-/// A key of a tenant. Holds a hash, never the key.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApiKey {
-    /// Whose.
-    pub tenant: TenantId,
-    /// The project that its usage belongs to.
-    pub project: ProjectId,
-    /// SHA-256 of the key, in hex.
-    pub sha256: String,
-    /// From when on it is refused.
-    pub expires_at: Option<Micros>,
-    /// Whether it is refused now.
-    pub revoked: bool,
-}
-
-impl std::fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ApiKey").field("tenant", &self.tenant).field("project", &self.project).finish_non_exhaustive()
-    }
-}
-
-/// Limits that tenants share. An absent limit does not limit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plan {
-    /// A name for people.
-    pub name: String,
-    /// Requests per minute.
-    pub requests_per_minute: Option<u64>,
-    /// Tokens per minute.
-    pub tokens_per_minute: Option<u64>,
-    /// Tokens per period, a hard limit.
-    pub tokens_per_period: Option<u64>,
-    /// Models that it may use; absent for all.
-    pub models: Option<Vec<ModelId>>,
-    /// What becomes of its requests while a gateway's spool is full.
-    #[serde(default)]
-    pub when_spool_full: WhenSpoolFull,
-}
-
-/// What becomes of a request whose usage could not be kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WhenSpoolFull {
-    /// It is refused: nothing is served that could not be billed.
-    #[default]
-    Refuse,
-    /// It is served, and its loss is counted and alarmed: the answer is worth more than the bill.
-    Serve,
-}
-
-/// A price per million tokens, from a slot on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Price {
-    /// What it is for.
-    pub key: PriceKey,
-    /// Its first moment: the start of a slot.
-    pub from: Micros,
-    /// Per million tokens.
-    pub per_million: Decimal,
-}
-
-/// A model that clients can name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// The version that is served.
-    pub version: ModelVersion,
-    /// What replicas know it as.
-    pub served_name: String,
-}
-
-/// A server that answers for a model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Replica {
-    /// What it serves.
-    pub model: ModelId,
-    /// Where, without a path.
-    pub url: String,
-}
-
-/// A spool directory, registered at its first start ever. A period closes only when every spool that is not retired has
-/// told that it is past it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Spool {
-    /// The role that writes it.
-    pub role: String,
-    /// A name for people, the host's for one.
-    pub name: String,
-    /// Why it will never come back, and what bound of loss that means; absent while it lives. An operator's word.
-    pub retired: Option<String>,
-}
 
 /// Any document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +26,7 @@ pub enum Document {
     Plan(Plan),
     Price(Price),
     Model(Model),
+    Pool(Pool),
     Replica(Replica),
     Spool(Spool),
 }
@@ -149,12 +43,13 @@ pub enum Kind {
     Model,
     Replica,
     Spool,
+    Pool,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Tenant, Self::ApiKey, Self::Plan, Self::Price, Self::Model, Self::Replica, Self::Spool];
+    pub const ALL: [Self; 8] =
+        [Self::Tenant, Self::ApiKey, Self::Plan, Self::Price, Self::Model, Self::Replica, Self::Spool, Self::Pool];
 
     /// The name in documents, keys of records and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -166,6 +61,7 @@ impl Kind {
             Self::Model => "model",
             Self::Replica => "replica",
             Self::Spool => "spool",
+            Self::Pool => "pool",
         }
     }
 
@@ -193,6 +89,7 @@ impl Document {
             Self::Model(_) => Kind::Model,
             Self::Replica(_) => Kind::Replica,
             Self::Spool(_) => Kind::Spool,
+            Self::Pool(_) => Kind::Pool,
         }
     }
 }
@@ -236,9 +133,19 @@ pub enum Rejected {
     /// Something there names it.
     #[error("the {0} {1:?} names it: change that first")]
     InUse(Kind, String),
-    /// Another document says the same of the same thing: two prices of one moment, or two keys with one secret.
+    /// Another document says the same of the same thing: two prices of one moment, two keys with one secret, two models
+    /// with one name.
     #[error("the {0} {1:?} stands for the same already: change that one")]
     Taken(Kind, String),
+    /// The shares of a model's canaries add up to more than all.
+    #[error("the canaries get {0} of 100 requests: together they get at most 100")]
+    Canaries(u32),
+    /// A model is an adapter of itself, or of another adapter.
+    #[error("{0:?} is an adapter itself: `base` names the model that it adapts")]
+    Base(ModelId),
+    /// A weight of nothing would never be served.
+    #[error("a weight is at least 1; leave it out for 1")]
+    Weight,
     /// The price is out of bounds.
     #[error(transparent)]
     Price(#[from] PriceError),
@@ -268,14 +175,20 @@ enum Claim {
     Secret(String),
     /// A price from a moment on.
     Price(PriceKey, Micros),
+    /// A name by which clients know a model.
+    Model(ModelId),
 }
 
 impl Claim {
-    fn of(document: &Document) -> Option<Self> {
+    fn of(id: &str, document: &Document) -> Vec<Self> {
         match document {
-            Document::Price(price) => Some(Self::Price(price.key.clone(), price.from)),
-            Document::ApiKey(key) => Some(Self::Secret(key.sha256.clone())),
-            _ => None,
+            Document::Price(price) => vec![Self::Price(price.key.clone(), price.from)],
+            Document::ApiKey(key) => vec![Self::Secret(key.sha256.clone())],
+            Document::Model(model) => {
+                let own = ModelId::new(id).into_iter();
+                own.chain(model.aliases.iter().cloned()).map(Self::Model).collect()
+            }
+            _ => vec![],
         }
     }
 }
@@ -331,10 +244,11 @@ impl ControlState {
     }
 
     fn put(&mut self, kind: Kind, id: String, versioned: Versioned) {
-        if let Some(claim) = self.get(kind, &id).and_then(Claim::of) {
+        let of = |document: Option<&Document>| document.map(|document| Claim::of(&id, document)).unwrap_or_default();
+        for claim in of(self.get(kind, &id)) {
             self.claims.remove(&claim);
         }
-        if let Some(claim) = versioned.document.as_ref().and_then(Claim::of) {
+        for claim in of(versioned.document.as_ref()) {
             self.claims.insert(claim, id.clone());
         }
         self.documents.insert((kind, id), versioned);
@@ -356,16 +270,34 @@ impl ControlState {
             return Err(Rejected::OtherKind(write.kind));
         }
         check_id(write)?;
-        if let Document::Price(price) = document {
-            PriceBook::default().set(price.key.clone(), Slot::starting_at(price.from)?, price.per_million)?;
+        match document {
+            Document::Price(price) => {
+                PriceBook::default().set(price.key.clone(), Slot::starting_at(price.from)?, price.per_million)?;
+            }
+            Document::Model(model) => self.check_model(&write.id, model)?,
+            Document::Plan(plan) if plan.weight == Some(0) => return Err(Rejected::Weight),
+            _ => {}
         }
-        let claimed = Claim::of(document).and_then(|claim| self.claims.get(&claim));
-        if let Some(id) = claimed.filter(|id| **id != write.id) {
+        let mut claimed = Claim::of(&write.id, document).into_iter().filter_map(|claim| self.claims.get(&claim));
+        if let Some(id) = claimed.find(|id| **id != write.id) {
             return Err(Rejected::Taken(write.kind, id.clone()));
         }
         match references(document).into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
             Some((kind, id)) => Err(Rejected::Missing(kind, id.to_owned())),
             None => Ok(()),
+        }
+    }
+
+    fn check_model(&self, id: &str, model: &Model) -> Result<(), Rejected> {
+        let percent = model.canaries.iter().map(|canary| u32::from(canary.percent)).sum();
+        if percent > 100 {
+            return Err(Rejected::Canaries(percent));
+        }
+        let Some(base) = &model.base else { return Ok(()) };
+        match self.get(Kind::Model, base.as_str()) {
+            _ if base.as_str() == id => Err(Rejected::Base(base.clone())),
+            Some(Document::Model(Model { base: Some(_), .. })) => Err(Rejected::Base(base.clone())),
+            _ => Ok(()),
         }
     }
 
@@ -392,10 +324,18 @@ fn references(document: &Document) -> Vec<(Kind, &str)> {
     match document {
         Document::Tenant(tenant) => vec![(Kind::Plan, tenant.plan.as_str())],
         Document::ApiKey(key) => vec![(Kind::Tenant, key.tenant.as_str())],
-        Document::Plan(plan) => plan.models.iter().flatten().map(|model| (Kind::Model, model.as_str())).collect(),
+        Document::Plan(plan) => {
+            let models = plan.models.iter().flatten().map(|model| (Kind::Model, model.as_str()));
+            models.chain(plan.pools.iter().flatten().map(|pool| (Kind::Pool, pool.as_str()))).collect()
+        }
         Document::Price(price) => vec![(Kind::Model, price.key.model.as_str())],
-        Document::Model(_) | Document::Spool(_) => vec![],
-        Document::Replica(replica) => vec![(Kind::Model, replica.model.as_str())],
+        Document::Model(model) => model.base.iter().map(|base| (Kind::Model, base.as_str())).collect(),
+        // The plans that a pool or a model is kept for are not needed: a plan names both, and one of the two comes first.
+        Document::Pool(_) | Document::Spool(_) => vec![],
+        Document::Replica(replica) => {
+            let pool = replica.pool.iter().map(|pool| (Kind::Pool, pool.as_str()));
+            pool.chain([(Kind::Model, replica.model.as_str())]).collect()
+        }
     }
 }
 
@@ -405,21 +345,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn plan(limit: u64) -> Document {
-        let name = "Free".to_owned();
-        let (requests_per_minute, tokens_per_minute) = (None, None);
-        Document::Plan(Plan {
-            name,
-            requests_per_minute,
-            tokens_per_minute,
-            tokens_per_period: Some(limit),
-            models: None,
-            when_spool_full: WhenSpoolFull::Refuse,
-        })
+        Document::Plan(Plan { name: "Free".to_owned(), tokens_per_period: Some(limit), ..Plan::default() })
     }
 
     fn tenant() -> Document {
-        let (currency, time_zone) = ("USD".parse().unwrap(), chrono_tz::UTC);
-        Document::Tenant(Tenant { name: "Acme".into(), plan: "free".parse().unwrap(), currency, time_zone })
+        Document::Tenant(Tenant::new("Acme", "free".parse().unwrap(), "USD".parse().unwrap(), chrono_tz::UTC))
     }
 
     fn write(id: &str, expected_revision: u64, document: Document) -> Write {
@@ -457,7 +387,7 @@ mod tests {
     #[test]
     fn prices_are_checked_before_they_are_kept() {
         let mut state = ControlState::default();
-        let model = Document::Model(Model { version: "v1".parse().unwrap(), served_name: "llama".into() });
+        let model = Document::Model(Model::new("v1".parse().unwrap(), "llama"));
         state.apply(&write("llama", 0, model)).unwrap();
         let key = PriceKey {
             model: "llama".parse().unwrap(),
@@ -485,10 +415,32 @@ mod tests {
     }
 
     #[test]
+    fn a_name_means_one_model_and_adapters_have_a_base() {
+        let mut state = ControlState::default();
+        let model = |served: &str| Model::new("v1".parse().unwrap(), served);
+        let named = |id: &str, model: Model| write(id, 0, Document::Model(model));
+        let llama = Model { aliases: vec!["fast".parse().unwrap()], ..model("llama") };
+        state.apply(&named("llama", llama)).unwrap();
+        assert_eq!(state.apply(&named("fast", model("x"))), Err(Rejected::Taken(Kind::Model, "llama".into())));
+        let alias = Model { aliases: vec!["llama".parse().unwrap()], ..model("x") };
+        assert_eq!(state.apply(&named("other", alias)), Err(Rejected::Taken(Kind::Model, "llama".into())));
+        let adapter = |base: &str| Model { base: Some(base.parse().unwrap()), ..model("sql") };
+        state.apply(&named("sql", adapter("llama"))).unwrap();
+        assert_eq!(state.apply(&named("sql2", adapter("sql"))), Err(Rejected::Base("sql".parse().unwrap())));
+        assert_eq!(state.apply(&named("self", adapter("self"))), Err(Rejected::Base("self".parse().unwrap())));
+        assert_eq!(state.apply(&named("lost", adapter("none"))), Err(Rejected::Missing(Kind::Model, "none".into())));
+        let canary = |percent| Canary { version: "v2".parse().unwrap(), served_name: "x".into(), percent };
+        let many = Model { canaries: vec![canary(60), canary(41)], ..model("x") };
+        assert_eq!(state.apply(&named("many", many)), Err(Rejected::Canaries(101)));
+        let delete = Write { kind: Kind::Model, id: "llama".into(), expected_revision: 1, document: None };
+        assert_eq!(state.apply(&delete), Err(Rejected::InUse(Kind::Model, "sql".into())));
+    }
+
+    #[test]
     fn a_key_shows_no_hash_and_has_a_uuid() {
         let mut state = ControlState::default();
         let (tenant, project) = ("acme".parse().unwrap(), "search".parse().unwrap());
-        let key = ApiKey { tenant, project, sha256: "5ec7e7".into(), expires_at: None, revoked: false };
+        let key = ApiKey::new(tenant, project, "5ec7e7".into());
         assert!(!format!("{key:?}").contains("5ec7e7"));
         assert_eq!(state.apply(&write("mine", 0, Document::ApiKey(key))), Err(Rejected::NoUuid("mine".into())));
     }

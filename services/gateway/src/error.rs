@@ -36,6 +36,11 @@ impl Refusal {
         Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", INVALID, words)
     }
 
+    pub(crate) fn insufficient_scope(scope: ledger::control::Scope) -> Self {
+        let words = format!("This needs the scope `{}`, which your key does not have.", scope.as_str());
+        Self::new(StatusCode::FORBIDDEN, "insufficient_scope", INVALID, words)
+    }
+
     pub(crate) fn unknown_url(method: &http::Method, path: &str) -> Self {
         let path = shown(path);
         Self::new(StatusCode::NOT_FOUND, "unknown_url", INVALID, format!("Invalid URL ({method} {path})."))

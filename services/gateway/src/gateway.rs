@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::request::Parts as Head;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Body as HttpBody;
+use ledger::control::Scope;
 use ledger::ids::{RequestId, TenantId};
 use ledger::time::{Micros, Period};
 use runtime::metrics::Error as MetricsError;
@@ -18,10 +19,12 @@ use stream::spool::{Admission, Spool};
 use uuid::Uuid;
 
 use crate::Body;
+use crate::admit::auth::Credential;
+use crate::admit::body;
+use crate::admit::caller::Caller;
 use crate::admit::limits::{Limits, Room, show};
-use crate::admit::policy::{Key, Model, Policy};
+use crate::admit::policy::{Model, Policy};
 use crate::admit::request::{Ask, Endpoint};
-use crate::admit::{auth, body};
 use crate::error::Refusal;
 use crate::forward::{Answering, Call, Client, Failure, dispatch, passed_on};
 use crate::meter::scanner::Scanner;
@@ -173,8 +176,9 @@ impl Gateway {
             return Err(Refusal::method_not_allowed(method, path, "GET"));
         }
         let policy = self.0.policy.load_full();
-        let key = auth::authenticate(&policy, &head.headers, self.now())?;
-        models::answer(&policy, &key.tenant, one)
+        let caller = Credential::of(&head.headers)?.caller(&policy, self.now())?;
+        caller.may(Scope::Models)?;
+        models::answer(&policy, &caller.tenant, one)
     }
 
     fn now(&self) -> Micros {
@@ -195,18 +199,20 @@ impl Gateway {
         let inner = &*self.0;
         let received_at = self.now();
         // Before the body is read, so that nobody fills memory who may not ask at all.
-        auth::authenticate(&inner.policy.load(), &head.headers, received_at)?;
+        let credential = Credential::of(&head.headers)?;
+        credential.caller(&inner.policy.load(), received_at)?.may(Scope::Generate)?;
         let settings = &inner.settings;
         let body = body::take(&head.headers, body, settings.max_body_bytes, settings.deadlines.body).await?;
         let ask = Ask::read(endpoint, &body)?;
         // And again: the body may have taken its time.
         let policy = inner.policy.load_full();
-        let key = auth::authenticate(&policy, &head.headers, self.now())?;
+        let caller = credential.caller(&policy, self.now())?;
+        caller.may(Scope::Generate)?;
         let model = policy.model(&ask.model).ok_or_else(|| Refusal::model_not_found(&ask.model))?;
-        if !key.tenant.may_use(&model.id) {
+        if !caller.tenant.may_use(&model.id) {
             return Err(Refusal::model_not_allowed(model.id.as_str()));
         }
-        let (standing, room) = inner.limits.reserve(&key.tenant, &ask, settings, self.now());
+        let (standing, room) = inner.limits.reserve(&caller.tenant, &ask, settings, self.now());
         let Room { reservation, max_tokens } = match room {
             Ok(room) => room,
             Err(refusal) => {
@@ -216,11 +222,11 @@ impl Gateway {
                 return Ok(response);
             }
         };
-        if !policy.has_price(&model.id, key.tenant.currency, received_at) {
+        if !policy.has_price(&model.id, caller.tenant.currency, received_at) {
             inner.recorder.metrics.unpriced.with_label_values(&[model.id.as_str()]).inc();
         }
-        let admission = admission(id, key, model, &ask, received_at);
-        let meter = inner.recorder.admit(admission, &key.tenant, reservation, begun)?;
+        let admission = admission(id, &caller, model, &ask, received_at);
+        let meter = inner.recorder.admit(admission, &caller.tenant, reservation, begun)?;
         let forwarded = ask.forwarded(&body, &model.served_name, max_tokens);
         let mut response = self.forward(&ask, model, forwarded, meter).await;
         show(&standing, response.headers_mut());
@@ -308,12 +314,12 @@ pub(crate) fn balance_of(limits: &Limits, balance: &BalanceUpdated) {
     limits.balance(tenant, Period { from, to }, balance.as_of, tokens);
 }
 
-fn admission(id: RequestId, key: &Key, model: &Model, ask: &Ask, received_at: Micros) -> Admission {
+fn admission(id: RequestId, caller: &Caller, model: &Model, ask: &Ask, received_at: Micros) -> Admission {
     Admission {
         request_id: id,
-        tenant: key.tenant.id.clone(),
-        project: key.project.clone(),
-        api_key: key.id,
+        tenant: caller.tenant.id.clone(),
+        project: caller.project.clone(),
+        api_key: caller.key,
         model: model.id.clone(),
         version: model.version.clone(),
         endpoint: ask.endpoint.path().to_owned(),

@@ -197,6 +197,7 @@ mod tests {
             },
             currency: "USD".parse().unwrap(),
             time_zone: chrono_tz::UTC,
+            projects: std::collections::BTreeMap::new(),
         }
     }
 

@@ -1,10 +1,13 @@
 //! Whose request it is: the API key in its headers, found by its hash.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, header};
 use ledger::time::Micros;
 use sha2::{Digest, Sha256};
 
-use super::policy::{Key, Policy};
+use super::caller::Caller;
+use super::policy::Policy;
 use crate::error::Refusal;
 
 /// SHA-256 of an API key, by which it is known.
@@ -24,10 +27,27 @@ fn key_in(headers: &HeaderMap) -> Option<&[u8]> {
     headers.get("x-api-key").map(|value| value.as_bytes().trim_ascii()).filter(|key| !key.is_empty())
 }
 
-/// Who asks. The secret itself is only ever hashed; what is looked up and compared is the hash.
-pub(crate) fn authenticate<'a>(policy: &'a Policy, headers: &HeaderMap, now: Micros) -> Result<&'a Key, Refusal> {
-    let hash = hash_of(key_in(headers).ok_or_else(Refusal::invalid_api_key)?);
-    policy.key(&hash).filter(|key| key.holds(now)).ok_or_else(Refusal::invalid_api_key)
+/// What a request is authenticated by. The secret itself is only ever hashed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Credential {
+    hash: KeyHash,
+}
+
+impl Credential {
+    /// What the headers carry.
+    pub(crate) fn of(headers: &HeaderMap) -> Result<Self, Refusal> {
+        let hash = hash_of(key_in(headers).ok_or_else(Refusal::invalid_api_key)?);
+        Ok(Self { hash })
+    }
+
+    /// Who asks, as control is now.
+    ///
+    /// The hash is looked up, not the secret: how long that takes depends on bits that nobody can choose without knowing
+    /// a text that has them, so the time tells nothing about any key.
+    pub(crate) fn caller(&self, policy: &Policy, now: Micros) -> Result<Arc<Caller>, Refusal> {
+        let key = policy.key(&self.hash).filter(|key| key.holds(now)).ok_or_else(Refusal::invalid_api_key)?;
+        Ok(Arc::clone(&key.caller))
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 pub(crate) mod account;
 pub(crate) mod auth;
 pub(crate) mod body;
+pub(crate) mod caller;
 pub(crate) mod limits;
 pub(crate) mod policy;
 pub(crate) mod request;

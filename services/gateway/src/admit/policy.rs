@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use chrono_tz::Tz;
-use ledger::control::{ControlState, Document, Plan};
-use ledger::ids::{ApiKeyId, ModelId, ModelVersion, ProjectId, ReplicaId, TenantId};
+use ledger::control::{ControlState, Document, Limits, Plan};
+use ledger::ids::{ModelId, ModelVersion, ProjectId, ReplicaId, TenantId};
 use ledger::money::Currency;
 use ledger::price::{PriceBook, PriceKey};
 use ledger::time::{Micros, Slot};
 use ledger::tokens::TokenClass;
 
 use super::auth::KeyHash;
+use super::caller::{Caller, Scopes};
 use crate::route::{Pool, Replica};
 
 /// A tenant and its plan.
@@ -21,6 +22,8 @@ pub(crate) struct Tenant {
     pub plan: Plan,
     pub currency: Currency,
     pub time_zone: Tz,
+    /// Limits of single projects.
+    pub projects: BTreeMap<ProjectId, Limits>,
 }
 
 impl Tenant {
@@ -33,9 +36,7 @@ impl Tenant {
 /// An API key.
 #[derive(Debug)]
 pub(crate) struct Key {
-    pub id: ApiKeyId,
-    pub project: ProjectId,
-    pub tenant: Arc<Tenant>,
+    pub caller: Arc<Caller>,
     expires_at: Option<Micros>,
     revoked: bool,
 }
@@ -59,6 +60,7 @@ pub(crate) struct Model {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Policy {
+    tenants: HashMap<TenantId, Arc<Tenant>>,
     keys: HashMap<KeyHash, Key>,
     models: BTreeMap<String, Arc<Model>>,
     prices: PriceBook,
@@ -85,7 +87,8 @@ impl Policy {
                 _ => {}
             }
         }
-        policy.keys = keys_of(state, &tenants_of(state, &plans));
+        policy.tenants = tenants_of(state, &plans);
+        policy.keys = keys_of(state, &policy.tenants);
         match state.price_book() {
             Ok(prices) => policy.prices = prices,
             Err(error) => tracing::error!(%error, "the price book cannot be read: every request counts as unpriced"),
@@ -130,8 +133,8 @@ fn tenants_of(state: &ControlState, plans: &HashMap<&str, &Plan>) -> HashMap<Ten
         let id = TenantId::new(id).ok()?;
         // A tenant's plan is there as long as the tenant is: the control log refuses to delete it.
         let plan = (*plans.get(tenant.plan.as_str())?).clone();
-        let (currency, time_zone) = (tenant.currency, tenant.time_zone);
-        Some((id.clone(), Arc::new(Tenant { id, plan, currency, time_zone })))
+        let (currency, time_zone, projects) = (tenant.currency, tenant.time_zone, tenant.projects.clone());
+        Some((id.clone(), Arc::new(Tenant { id, plan, currency, time_zone, projects })))
     };
     state.iter().filter_map(of).collect()
 }
@@ -144,8 +147,10 @@ fn keys_of(state: &ControlState, tenants: &HashMap<TenantId, Arc<Tenant>>) -> Ha
             return None;
         };
         let (tenant, project) = (tenants.get(&key.tenant)?.clone(), key.project.clone());
+        let scopes = key.scopes.as_ref().map_or(Scopes::all(), |scopes| scopes.iter().copied().collect());
+        let caller = Caller { key_limits: key.limits, ..Caller::new(tenant, project, id.parse().ok()?, scopes) };
         let (expires_at, revoked) = (key.expires_at, key.revoked);
-        Some((hash, Key { id: id.parse().ok()?, project, tenant, expires_at, revoked }))
+        Some((hash, Key { caller: Arc::new(caller), expires_at, revoked }))
     };
     state.iter().filter_map(of).collect()
 }

@@ -87,10 +87,16 @@ impl Control {
     }
 
     pub(crate) fn key(&mut self, key: &str, revoked: bool, expires_at: Option<Micros>) {
+        self.key_as(key, |document| (document.revoked, document.expires_at) = (revoked, expires_at));
+    }
+
+    /// A key of the tenant's project `search`, unless `change` says otherwise.
+    pub(crate) fn key_as(&mut self, key: &str, change: impl FnOnce(&mut ApiKey)) {
         let sha256 = Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-        let (tenant, project) = ("acme".parse().unwrap(), "search".parse().unwrap());
+        let mut document = ApiKey::new("acme".parse().unwrap(), "search".parse().unwrap(), sha256);
+        change(&mut document);
         let id = Uuid::new_v5(&Uuid::NAMESPACE_OID, key.as_bytes()).to_string();
-        self.put(&id, Document::ApiKey(ApiKey { expires_at, revoked, ..ApiKey::new(tenant, project, sha256) }));
+        self.put(&id, Document::ApiKey(document));
     }
 }
 

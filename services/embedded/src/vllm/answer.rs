@@ -6,10 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::engine::{Generation, Step};
-use super::render::{Counts, DONE, Envelope, Form, Millis, Piece};
-use super::request::{Ask, Endpoint};
+use super::render::{Counts, Form, Millis, Piece};
+use super::request::Ask;
 use super::settings::SimulatorSettings;
-use super::tokens::mix;
+use super::voice::{Ended, Voice};
 
 /// Bytes for the connection, and the output tokens that they carry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +38,13 @@ struct Told {
 
 /// An answer in the making.
 pub(super) struct Answer {
-    envelope: Envelope,
+    voice: Voice,
     ask: Ask,
     generation: Generation,
     told: Vec<Told>,
     queue: VecDeque<Event>,
+    /// Tokens that no event has carried yet: some voices have no event without a text.
+    owed: u64,
     started: bool,
     ended: bool,
     cache: super::prefix_cache::CacheUse,
@@ -54,7 +56,14 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(envelope: Envelope, ask: Ask, generation: Generation, settings: &SimulatorSettings) -> Self {
+    /// `tool_id`: the id of the call that the answer may be.
+    pub(super) fn new(
+        voice: Voice,
+        tool_id: String,
+        ask: Ask,
+        generation: Generation,
+        settings: &SimulatorSettings,
+    ) -> Self {
         let per_prompt = usize::try_from(ask.choices_per_prompt).unwrap_or(1);
         let echo = |prompt: &super::prompt::Prompt| if ask.echo { prompt.text.clone() } else { String::new() };
         let told = ask
@@ -62,25 +71,42 @@ impl Answer {
             .iter()
             .flat_map(|prompt| std::iter::repeat_n(Told { echo: echo(prompt), ..Told::default() }, per_prompt))
             .collect();
-        let tool_id = format!(
-            "chatcmpl-tool-{:016x}",
-            envelope.id.bytes().fold(settings.seed, |hash, byte| mix(hash ^ u64::from(byte)))
-        );
-        Self {
+        // Only chats and completions are kept alive.
+        let keep_alive = if matches!(voice, Voice::Choices(_)) { settings.keep_alive_interval_ms } else { 0 };
+        let mut answer = Self {
             tool_id,
-            envelope,
+            voice,
             ask,
             generation,
             told,
             queue: VecDeque::new(),
+            owed: 0,
             started: false,
             ended: false,
             cache: super::prefix_cache::CacheUse::default(),
             first_step: None,
-            keep_alive: Duration::from_millis(settings.keep_alive_interval_ms),
+            keep_alive: Duration::from_millis(keep_alive),
             empty_every: settings.empty_event_every,
             per_request_metrics: settings.enable_per_request_metrics,
+        };
+        if answer.ask.stream {
+            let greeting = answer.voice.greeting();
+            answer.say(greeting, 0);
         }
+        answer
+    }
+
+    /// Puts events into the queue; the first carries the tokens.
+    fn say(&mut self, events: Vec<String>, tokens: u64) {
+        self.owed += tokens;
+        for event in events {
+            self.queue.push_back(Event::new(event, std::mem::take(&mut self.owed)));
+        }
+    }
+
+    /// What a stream says when the engine dies.
+    pub(super) fn broken(&self, message: &str) -> Option<String> {
+        self.voice.broken(message)
     }
 
     /// Whether all events have been taken.
@@ -122,9 +148,7 @@ impl Answer {
         self.note_first(step);
         if !self.started {
             self.started = true;
-            if self.envelope.endpoint == Endpoint::Chat {
-                self.roles();
-            }
+            self.start();
         }
         let form = self.form();
         let prompt = self.prompt_of(step.choice);
@@ -162,11 +186,12 @@ impl Answer {
         let (events, counts) = (told.events, told.counts(prompt, limit > 0));
         let all_done = self.told.iter().all(|told| told.done);
         let usage = self.ask.continuous_usage.then_some(counts);
-        let text = self.envelope.piece(&piece, form, usage, all_done && !self.ask.include_usage);
-        self.queue.push_back(Event::new(text, piece.tokens.len() as u64));
+        let texts = self.voice.piece(&piece, form, usage, all_done && !self.ask.include_usage);
+        self.say(texts, piece.tokens.len() as u64);
         if self.empty_every > 0 && events.is_multiple_of(self.empty_every) && piece.finish.is_none() {
             let empty = Piece { choice: piece.choice, ..Piece::default() };
-            self.queue.push_back(Event::new(self.envelope.piece(&empty, form, usage, false), 0));
+            let texts = self.voice.piece(&empty, form, usage, false);
+            self.say(texts, 0);
         }
         if all_done {
             self.close();
@@ -180,7 +205,7 @@ impl Answer {
         }
     }
 
-    fn roles(&mut self) {
+    fn start(&mut self) {
         for choice in (0..).take(self.told.len()) {
             let prompt = self.prompt_of(choice);
             let usage = self.ask.continuous_usage.then_some(Counts {
@@ -193,18 +218,20 @@ impl Answer {
                 .return_token_ids
                 .then(|| self.ask.prompts.first().map(|prompt| prompt.tokens.clone()))
                 .flatten();
-            let text = self.envelope.role(choice, usage, ids.as_deref());
-            self.queue.push_back(Event::new(text, 0));
+            let text = self.voice.start(choice, usage, ids.as_deref());
+            self.say(text.into_iter().collect(), 0);
         }
     }
 
     fn close(&mut self) {
-        if self.ask.include_usage {
-            let text = self.envelope.usage(self.sum(), self.millis());
-            self.queue.push_back(Event::new(text, 0));
-        }
-        self.queue.push_back(Event::new(DONE.to_owned(), 0));
+        let ended = self.sums(self.ask.include_usage);
+        let texts = self.voice.close(&ended);
+        self.say(texts, 0);
         self.ended = true;
+    }
+
+    fn sums(&self, tell_usage: bool) -> Ended {
+        Ended { counts: self.sum(), millis: self.millis(), tell_usage }
     }
 
     fn form(&self) -> Form {
@@ -270,12 +297,11 @@ impl Answer {
             }
         }
         let pieces: Vec<Piece> = self.told.iter_mut().map(|told| std::mem::take(&mut told.piece)).collect();
-        let counts = self.sum();
+        let ended = self.sums(tell_usage);
         let ids =
             self.ask.return_token_ids.then(|| self.ask.prompts.first().map(|prompt| prompt.tokens.clone())).flatten();
-        let text =
-            self.envelope.whole(&pieces, self.form(), tell_usage.then_some(counts), self.millis(), ids.as_deref());
-        Event::new(text, counts.completion)
+        let text = self.voice.whole(&pieces, self.form(), &ended, ids.as_deref());
+        Event::new(text, ended.counts.completion)
     }
 }
 

@@ -24,7 +24,7 @@ use super::tokens::{OutputToken, Writer};
 #[derive(Clone, Debug)]
 pub(super) struct ChoicePlan {
     pub(super) prompt: Arc<[u32]>,
-    /// Tokens to make; at least 1.
+    /// Tokens to make; 0: the prompt is only read, for a pooling model.
     pub(super) limit: u32,
     /// The model ends by itself after so many tokens, the last of them the (silent) end token.
     pub(super) natural: Option<u32>,
@@ -179,8 +179,12 @@ impl Run {
         loop {
             let draining = engine.drain.is_cancelled() || self.plan.abort_after.is_some_and(|after| ticks + 1 >= after);
             for choice in choices.iter_mut().filter(|choice| !choice.done) {
-                self.advance(choice, draining);
-                resident.change(1);
+                if choice.plan.limit == 0 {
+                    self.pooled(choice);
+                } else {
+                    self.advance(choice, draining);
+                    resident.change(1);
+                }
                 if choice.done {
                     running.change(-1);
                 }
@@ -235,6 +239,21 @@ impl Run {
             }
         };
         (0..).zip(&self.plan.choices).map(admit).collect()
+    }
+
+    /// A prompt that was only read has ended.
+    fn pooled(&self, choice: &mut Choice) {
+        choice.done = true;
+        let prompt = u32::try_from(choice.plan.prompt.len()).unwrap_or(u32::MAX);
+        self.engine.stats.finished(Finish::Stop, prompt, 0);
+        let _ = self.sender.send(Step {
+            choice: choice.index,
+            token: None,
+            text: String::new(),
+            finish: Some(Finish::Stop),
+            stop_reason: None,
+            cache: choice.cache,
+        });
     }
 
     /// Makes one token of one choice and hands it over.

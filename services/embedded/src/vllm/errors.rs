@@ -10,6 +10,8 @@ use super::render::quote;
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
     pub(super) body: String,
+    /// Type and message; absent where what answers is not the endpoint but the framework around it.
+    said: Option<(String, String)>,
     /// 405 names the method that would do.
     pub(super) allow: Option<&'static str>,
 }
@@ -18,13 +20,24 @@ pub(super) const ENGINE_DEAD: &str = "EngineCore encountered an issue. See stack
 
 impl ApiError {
     fn shaped(status: StatusCode, kind: &str, message: &str, param: Option<&str>) -> Self {
+        let said = Some((kind.to_owned(), message.to_owned()));
         let param = param.map_or_else(|| "null".to_owned(), quote);
         let (message, kind, code) = (quote(message), quote(kind), status.as_u16());
         Self {
             status,
             body: format!(r#"{{"error":{{"message":{message},"type":{kind},"param":{param},"code":{code}}}}}"#),
+            said,
             allow: None,
         }
+    }
+
+    /// The same in Anthropic's shape, for messages.
+    pub(super) fn for_messages(mut self) -> Self {
+        if let Some((kind, message)) = &self.said {
+            let (kind, message) = (quote(kind), quote(message));
+            self.body = format!(r#"{{"type":"error","error":{{"type":{kind},"message":{message}}}}}"#);
+        }
+        self
     }
 
     /// 400 by vLLM's own checks.
@@ -40,7 +53,8 @@ impl ApiError {
 
     /// 400 by FastAPI's validation. `detail` is the Python dict of the first error.
     pub(super) fn validation(detail: &str, location: Option<&str>) -> Self {
-        Self::shaped(StatusCode::BAD_REQUEST, "Bad Request", &format!("1 validation error:\n  {detail}"), location)
+        let message = format!("1 validation error:\n  {detail}");
+        Self { said: None, ..Self::shaped(StatusCode::BAD_REQUEST, "Bad Request", &message, location) }
     }
 
     /// A field of the body that does not parse.
@@ -54,6 +68,25 @@ impl ApiError {
     pub(super) fn model(name: &str, served: &[String]) -> Self {
         let message = format!("The model `{name}` does not exist. Valid aliases: {}.", served.join(", "));
         Self::shaped(StatusCode::NOT_FOUND, "NotFoundError", &message, Some("model"))
+    }
+
+    /// The pooling endpoints' words for a model that is not there.
+    pub(super) fn pooling_model(name: &str) -> Self {
+        let message = format!("The model `{name}` does not exist.");
+        Self::shaped(StatusCode::NOT_FOUND, "NotFoundError", &message, None)
+    }
+
+    /// No response is stored, so none is found.
+    pub(super) fn no_response(id: &str) -> Self {
+        let message = format!("Response with id '{id}' not found.");
+        Self::shaped(StatusCode::NOT_FOUND, "invalid_request_error", &message, Some("response_id"))
+    }
+
+    /// Without a store there is no background.
+    pub(super) fn no_background() -> Self {
+        let message = "This vLLM engine does not support `store=True` and therefore does not support the background mode. To enable these \
+                       features, set the environment variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the vLLM server.";
+        Self::shaped(StatusCode::BAD_REQUEST, "invalid_request_error", message, Some("background"))
     }
 
     pub(super) fn busy() -> Self {
@@ -78,11 +111,12 @@ impl ApiError {
     }
 
     pub(super) fn detail(status: StatusCode, detail: &str) -> Self {
-        Self { status, body: format!(r#"{{"detail":{}}}"#, quote(detail)), allow: None }
+        Self { status, body: format!(r#"{{"detail":{}}}"#, quote(detail)), said: None, allow: None }
     }
 
     pub(super) fn unauthorized() -> Self {
-        Self { status: StatusCode::UNAUTHORIZED, body: r#"{"error":"Unauthorized"}"#.to_owned(), allow: None }
+        let body = r#"{"error":"Unauthorized"}"#.to_owned();
+        Self { status: StatusCode::UNAUTHORIZED, body, said: None, allow: None }
     }
 
     pub(super) fn method(allow: &'static str) -> Self {

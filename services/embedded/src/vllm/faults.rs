@@ -14,8 +14,8 @@
 //! | `status:CODE` | an error answer of that status (500 has the engine's own words) |
 //! | `overload` | 503, the engine is busy |
 //! | `no_usage` | no usage, asked for or not |
-//! | `error_mid_stream:AFTER` | the engine dies: `data: {"error": …}` then `[DONE]` in a 200 stream (whole answers: 500) |
-//! | `abort:AFTER` | the server drains: the choices end with `finish_reason` `abort` after AFTER tokens each, with partial usage |
+//! | `error_mid_stream:AFTER` | the engine dies: `data: {"error": …}` then `[DONE]` in a 200 stream (messages: an `error` event; responses: the connection just closes; whole answers: 500) |
+//! | `abort:AFTER` | the server drains: the choices end with `finish_reason` `abort` after AFTER tokens each, with partial usage (vectors: 500) |
 //! | `slow_drip:BYTES:MS` | BYTES bytes at a time, MS milliseconds between |
 //! | `unhealthy` | `/health` answers 503; requests are served |
 

@@ -133,12 +133,12 @@ fn content(content: Option<&Value>, model: &str) -> Result<String, ApiError> {
     }
 }
 
-/// The prompts of a completion: a text, texts, token ids, or lists of token ids.
-pub(super) fn completions(fields: &Map<String, Value>) -> Result<Vec<Prompt>, ApiError> {
-    let prompts = match fields.get("prompt") {
+/// The prompts in a field: a text, texts, token ids, or lists of token ids.
+pub(super) fn texts(fields: &Map<String, Value>, name: &str) -> Result<Vec<Prompt>, ApiError> {
+    let prompts = match fields.get(name) {
         Some(Value::String(text)) => vec![text_prompt(text)],
-        Some(Value::Array(list)) if list.iter().all(Value::is_u64) && !list.is_empty() => vec![id_prompt(list)?],
-        Some(Value::Array(list)) => list.iter().map(list_item).collect::<Result<_, _>>()?,
+        Some(Value::Array(list)) if list.iter().all(Value::is_u64) && !list.is_empty() => vec![id_prompt(list, name)?],
+        Some(Value::Array(list)) => list.iter().map(|item| list_item(item, name)).collect::<Result<_, _>>()?,
         _ => Vec::new(),
     };
     if prompts.is_empty() || prompts.iter().any(|prompt| prompt.tokens.is_empty()) {
@@ -147,19 +147,21 @@ pub(super) fn completions(fields: &Map<String, Value>) -> Result<Vec<Prompt>, Ap
     Ok(prompts)
 }
 
-fn list_item(item: &Value) -> Result<Prompt, ApiError> {
+fn list_item(item: &Value, name: &str) -> Result<Prompt, ApiError> {
+    let place = format!("body.{name}");
     match item {
         Value::String(text) => Ok(text_prompt(text)),
-        Value::Array(ids) => id_prompt(ids),
-        other => Err(ApiError::field("string_type", "body.prompt", "Input should be a valid string", &shown(other))),
+        Value::Array(ids) => id_prompt(ids, name),
+        other => Err(ApiError::field("string_type", &place, "Input should be a valid string", &shown(other))),
     }
 }
 
-fn text_prompt(text: &str) -> Prompt {
+pub(super) fn text_prompt(text: &str) -> Prompt {
     Prompt::new(tokenize(text), text.to_owned(), Some(text.chars().count()))
 }
 
-fn id_prompt(ids: &[Value]) -> Result<Prompt, ApiError> {
+fn id_prompt(ids: &[Value], name: &str) -> Result<Prompt, ApiError> {
+    let place = format!("body.{name}");
     let mut pieces = Vec::with_capacity(ids.len());
     for id in ids {
         match id.as_u64() {
@@ -168,7 +170,7 @@ fn id_prompt(ids: &[Value]) -> Result<Prompt, ApiError> {
             }
             Some(id) => return Err(ApiError::bad(&format!("Token id {id} is out of vocabulary"), None)),
             None => {
-                return Err(ApiError::field("int_type", "body.prompt", "Input should be a valid integer", &shown(id)));
+                return Err(ApiError::field("int_type", &place, "Input should be a valid integer", &shown(id)));
             }
         }
     }

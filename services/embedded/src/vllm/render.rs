@@ -12,7 +12,7 @@ pub(super) fn quote(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-fn quote_or_null(text: Option<&str>) -> String {
+pub(super) fn quote_or_null(text: Option<&str>) -> String {
     text.map_or_else(|| "null".to_owned(), quote)
 }
 
@@ -72,7 +72,7 @@ pub(super) struct Millis {
 }
 
 impl Millis {
-    fn render(self, whole: bool) -> String {
+    pub(super) fn render(self, whole: bool) -> String {
         let between = if self.tokens > 1 { self.generation / f64::from(self.tokens - 1) } else { 0.0 };
         let total = self.first_token + self.generation;
         let rate = if total > 0.0 { f64::from(self.tokens) * 1000.0 / total } else { 0.0 };

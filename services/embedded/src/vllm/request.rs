@@ -1,4 +1,4 @@
-//! Reads and checks the body of `/v1/chat/completions` and `/v1/completions`, with vLLM's refusals.
+//! Reads and checks the body of what generates text, with vLLM's refusals.
 
 use std::sync::Arc;
 
@@ -8,12 +8,15 @@ use super::engine::{ChoicePlan, Plan};
 use super::errors::{ApiError, shown};
 use super::faults::Fault;
 use super::markers::Markers;
+use super::messages;
 use super::prompt::{self, Prompt};
+use super::responses;
 use super::settings::SimulatorSettings;
+use super::tasks::Generate;
 use super::tokens::mix;
 use super::tools::{CALL_TOKENS, ToolCall};
 
-/// Which of the two endpoints.
+/// What the engine gets: a chat or a completion. Messages and responses are chats to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
     Chat,
@@ -23,7 +26,6 @@ pub(super) enum Endpoint {
 /// What an answer must know of its request.
 #[derive(Debug)]
 pub(super) struct Ask {
-    pub(super) endpoint: Endpoint,
     pub(super) stream: bool,
     pub(super) include_usage: bool,
     pub(super) continuous_usage: bool,
@@ -74,15 +76,29 @@ pub(super) fn parse(body: &[u8]) -> Result<Map<String, Value>, ApiError> {
 
 /// Checks a request and plans its generation.
 pub(super) fn read(
+    form: Generate,
+    fields: &Map<String, Value>,
+    settings: &SimulatorSettings,
+) -> Result<(Ask, Plan), ApiError> {
+    match form {
+        Generate::Chat => read_as(Endpoint::Chat, fields, settings),
+        Generate::Completions => read_as(Endpoint::Completions, fields, settings),
+        Generate::Messages => read_as(Endpoint::Chat, &messages::as_chat(fields, true)?, settings),
+        Generate::Responses => {
+            let (mut ask, plan) = read_as(Endpoint::Chat, &responses::as_chat(fields)?, settings)?;
+            ask.include_usage = true;
+            ask.request_id = fields.get("request_id").and_then(Value::as_str).map(str::to_owned);
+            Ok((ask, plan))
+        }
+    }
+}
+
+fn read_as(
     endpoint: Endpoint,
     fields: &Map<String, Value>,
     settings: &SimulatorSettings,
 ) -> Result<(Ask, Plan), ApiError> {
-    let required = match endpoint {
-        Endpoint::Chat => "messages",
-        Endpoint::Completions => "prompt",
-    };
-    if fields.get(required).is_none_or(Value::is_null) && endpoint == Endpoint::Chat {
+    if fields.get("messages").is_none_or(Value::is_null) && endpoint == Endpoint::Chat {
         return Err(ApiError::field(
             "missing",
             "body.messages",
@@ -100,14 +116,12 @@ pub(super) fn read(
             None,
         ));
     }
-    if let Some(model) = fields.get("model").and_then(Value::as_str)
-        && !settings.models.iter().any(|served| served == model)
-    {
+    if let Some(model) = unknown_model(fields, settings) {
         return Err(ApiError::model(model, &settings.models));
     }
     let prompts = match endpoint {
+        Endpoint::Completions => prompt::texts(fields, "prompt")?,
         Endpoint::Chat => vec![prompt::chat(fields, settings.model())?],
-        Endpoint::Completions => prompt::completions(fields)?,
     };
     let markers = Markers::find(prompts.iter().map(|prompt| prompt.text.as_str()));
     let tool = if endpoint == Endpoint::Chat { ToolCall::find(fields, settings)? } else { None };
@@ -115,7 +129,6 @@ pub(super) fn read(
     let force = settings.enable_force_include_usage;
     let asked_tokens = fields.get("return_token_ids").and_then(Value::as_bool).unwrap_or(false);
     let ask = Ask {
-        endpoint,
         stream,
         include_usage: option("include_usage") || force,
         continuous_usage: (option("include_usage") && option("continuous_usage_stats")) || force,
@@ -138,6 +151,12 @@ pub(super) fn read(
     };
     let plan = plan(&ask, fields, settings, &limits, &markers)?;
     Ok((ask, plan))
+}
+
+/// The model that a request names, if it is none of those served.
+pub(super) fn unknown_model<'a>(fields: &'a Map<String, Value>, settings: &SimulatorSettings) -> Option<&'a str> {
+    let model = fields.get("model").and_then(Value::as_str)?;
+    (!settings.models.iter().any(|served| served == model)).then_some(model)
 }
 
 /// Numbers that bound a request.
@@ -220,15 +239,18 @@ fn plan(
         choices,
         stops: strings(fields, "stop"),
         include_stop: flag(fields, "include_stop_str_in_output"),
-        cache_salt: fields
-            .get("cache_salt")
-            .and_then(Value::as_str)
-            .map_or(0, |salt| salt.bytes().fold(1, |hash, byte| mix(hash ^ u64::from(byte)))),
+        cache_salt: cache_salt(fields),
         abort_after: match ask.fault {
             Some(Fault::Abort { after }) => Some(after),
             _ => None,
         },
     })
+}
+
+/// What sets prompts of one cache apart from those of another.
+pub(super) fn cache_salt(fields: &Map<String, Value>) -> u64 {
+    let salt = fields.get("cache_salt").and_then(Value::as_str);
+    salt.map_or(0, |salt| salt.bytes().fold(1, |hash, byte| mix(hash ^ u64::from(byte))))
 }
 
 /// After how many tokens the model ends by itself: what the prompt asks, else the setting. The request's limit may come first.
@@ -252,7 +274,7 @@ fn strings(fields: &Map<String, Value>, name: &str) -> Vec<String> {
 }
 
 /// An integer field as pydantic reads it: numbers, whole floats, and strings of digits.
-fn integer(fields: &Map<String, Value>, name: &str) -> Result<Option<i64>, ApiError> {
+pub(super) fn integer(fields: &Map<String, Value>, name: &str) -> Result<Option<i64>, ApiError> {
     let location = format!("body.{name}");
     match fields.get(name) {
         None | Some(Value::Null) => Ok(None),

@@ -18,12 +18,11 @@ use super::errors::ApiError;
 use super::faults::{ArmedFault, FaultBook};
 use super::inference;
 use super::metrics;
-use super::prompt;
 use super::record::Ledger;
 use super::render::quote;
-use super::request::{self, Endpoint};
-use super::settings::SimulatorSettings;
+use super::settings::{Runner, SimulatorSettings};
 use super::socket::SocketControl;
+use super::tasks::Task;
 use super::tokens::mix;
 use super::wire::Broken;
 
@@ -145,7 +144,8 @@ pub(super) async fn handle(
     let (head, incoming) = request.into_parts();
     let given = head.headers.get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
     let path = head.uri.path().to_owned();
-    if let Some(allow) = wrong_method(&head.method, &path) {
+    let task = Task::find(&path, state.settings.runner);
+    if let Some(allow) = wrong_method(&head.method, &path, task) {
         return Ok(refuse(&state, &ApiError::method(allow), given.as_deref()));
     }
     if !authorized(&state, &head.headers, &path) {
@@ -153,33 +153,27 @@ pub(super) async fn handle(
     }
     let Ok(body) = Limited::new(incoming, MAX_BODY_BYTES).collect().await else { return Err(Broken) };
     let body = body.to_bytes();
-    let endpoint = match (&head.method, path.as_str()) {
-        (&Method::POST, "/v1/chat/completions") => Some(Endpoint::Chat),
-        (&Method::POST, "/v1/completions") => Some(Endpoint::Completions),
-        (&Method::POST, "/invocations") => Some(invoked(&body)),
-        _ => None,
-    };
-    if let Some(endpoint) = endpoint {
-        return inference::answer(state, socket, endpoint, &path, &head.headers, &body).await;
+    if let (Some(task), true) = (task, head.method == Method::POST) {
+        return inference::answer(state, socket, task.invoked(&path, &body), &path, &head.headers, &body).await;
     }
     Ok(plain(&state, &head.method, &path, &body, given.as_deref()))
 }
 
-/// `/invocations` is whatever its body looks like.
-fn invoked(body: &[u8]) -> Endpoint {
-    match request::parse(body) {
-        Ok(fields) if fields.contains_key("prompt") => Endpoint::Completions,
-        _ => Endpoint::Chat,
-    }
-}
-
-fn wrong_method(method: &Method, path: &str) -> Option<&'static str> {
+/// The method that would do, where this one does not.
+fn wrong_method(method: &Method, path: &str, task: Option<Task>) -> Option<&'static str> {
     let (right, allow) = match path {
-        "/v1/chat/completions" | "/v1/completions" | "/invocations" | "/tokenize" => (method == Method::POST, "POST"),
+        _ if task.is_some() => (method == Method::POST, "POST"),
         "/v1/models" | "/health" | "/version" | "/load" => (method == Method::GET || method == Method::HEAD, "GET"),
         _ => (true, ""),
     };
     (!right).then_some(allow)
+}
+
+/// The response that `/v1/responses/ID` or `/v1/responses/ID/cancel` asks about.
+fn response_id(path: &str) -> Option<&str> {
+    let id = path.strip_prefix("/v1/responses/")?;
+    let id = id.strip_suffix("/cancel").unwrap_or(id);
+    (!id.is_empty() && !id.contains('/')).then_some(id)
 }
 
 fn authorized(state: &State, headers: &HeaderMap, path: &str) -> bool {
@@ -188,10 +182,10 @@ fn authorized(state: &State, headers: &HeaderMap, path: &str) -> bool {
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.strip_prefix("Bearer "));
-    !path.starts_with("/v1") || given == Some(key.as_str())
+    !(path.starts_with("/v1") || path.starts_with("/v2")) || given == Some(key.as_str())
 }
 
-/// Everything that is no inference.
+/// Everything that has no task.
 fn plain(state: &State, method: &Method, path: &str, body: &[u8], given: Option<&str>) -> Response<Body> {
     let id = state.identity(given, 0);
     let id = id.as_deref();
@@ -209,10 +203,9 @@ fn plain(state: &State, method: &Method, path: &str, body: &[u8], given: Option<
         (&Method::GET, "/metrics") => {
             respond(state, StatusCode::OK, "text/plain; version=1.0.0; charset=utf-8", metrics::render(state), id)
         }
-        (&Method::POST, "/tokenize") => match tokenize(state, body) {
-            Ok(text) => json(state, text, id),
-            Err(error) => refuse(state, &error, given),
-        },
+        (_, path) if state.settings.runner == Runner::Generate && response_id(path).is_some() => {
+            refuse(state, &ApiError::no_response(response_id(path).unwrap_or_default()), given)
+        }
         (_, path) if path.starts_with("/simulator/") => simulator(state, method, path, body),
         _ => refuse(state, &ApiError::detail(StatusCode::NOT_FOUND, "Not Found"), given),
     }
@@ -231,29 +224,6 @@ fn models(state: &State) -> String {
     };
     let cards: Vec<String> = (0..).zip(&state.settings.models).map(card).collect();
     format!(r#"{{"object":"list","data":[{}]}}"#, cards.join(","))
-}
-
-fn tokenize(state: &State, body: &[u8]) -> Result<String, ApiError> {
-    let fields = request::parse(body)?;
-    let prompts = if fields.contains_key("messages") {
-        vec![prompt::chat(&fields, state.settings.model())?]
-    } else {
-        prompt::completions(&fields)?
-    };
-    let pieces: Vec<_> = prompts.into_iter().flat_map(|prompt| prompt.pieces).collect();
-    let ids: Vec<String> = pieces.iter().map(|piece| piece.id.to_string()).collect();
-    let strings = if request::flag(&fields, "return_token_strs") {
-        let strings: Vec<String> = pieces.iter().map(|piece| quote(&String::from_utf8_lossy(&piece.bytes))).collect();
-        format!("[{}]", strings.join(","))
-    } else {
-        "null".to_owned()
-    };
-    Ok(format!(
-        r#"{{"count":{},"max_model_len":{},"tokens":[{}],"token_strs":{strings}}}"#,
-        ids.len(),
-        state.settings.max_model_len,
-        ids.join(",")
-    ))
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use super::faults::ArmedFault;
 
+/// What the model does (`--runner`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Runner {
+    /// Makes text: chats, completions, messages, responses.
+    #[default]
+    Generate,
+    /// Reads only: embeddings, pooling, scores, ranks.
+    Pooling,
+}
+
 /// What the simulated vLLM serves and how. Names follow vLLM's own flags where there is one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -14,6 +25,10 @@ pub struct SimulatorSettings {
     pub listen: SocketAddr,
     /// Served model names. The first is the one that answers and metrics carry, the others are aliases of it.
     pub models: Vec<String>,
+    /// What the model does, and with it which paths there are.
+    pub runner: Runner,
+    /// Numbers in a vector of a pooling model.
+    pub embedding_size: u32,
     /// What `/v1/models` gives as `root`; the first model's name if absent.
     pub root: Option<String>,
     /// Longest prompt plus output, in tokens.
@@ -76,6 +91,8 @@ impl Default for SimulatorSettings {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             models: vec!["llama-3.1-8b".to_owned()],
+            runner: Runner::Generate,
+            embedding_size: 128,
             root: None,
             max_model_len: 8192,
             time_to_first_token_us: 0,
@@ -117,6 +134,7 @@ impl SimulatorSettings {
         }
         for (name, value) in [
             ("max_model_len", self.max_model_len),
+            ("embedding_size", self.embedding_size),
             ("block_size", self.block_size),
             ("max_num_seqs", self.max_num_seqs),
             ("stream_interval", self.stream_interval),

@@ -72,6 +72,12 @@ pub(super) fn in_vocabulary(id: u64) -> bool {
     id < u64::from(VOCABULARY)
 }
 
+/// The text of an id; a prompt's own text cannot be found again from its ids.
+pub(super) fn text_of(id: u64) -> &'static str {
+    let words = WORDS.len() as u64;
+    usize::try_from(id % words).ok().and_then(|index| WORDS.get(index)).copied().unwrap_or("")
+}
+
 /// The tokens of a text.
 pub(super) fn tokenize(text: &str) -> Vec<PromptToken> {
     text.as_bytes()

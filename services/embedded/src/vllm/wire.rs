@@ -11,7 +11,6 @@ use super::answer::{Answer, Event};
 use super::errors::ENGINE_DEAD;
 use super::faults::Fault;
 use super::record::Entry;
-use super::render::{DONE, error_event};
 use super::settings::SimulatorSettings;
 use super::socket::SocketControl;
 
@@ -48,6 +47,14 @@ impl Source {
         match self {
             Self::Stream(answer) => answer.ended(),
             Self::Whole(events) => events.is_empty(),
+        }
+    }
+
+    /// The last words of a stream whose engine died, if it has any.
+    fn broken(&self) -> Option<String> {
+        match self {
+            Self::Stream(answer) => answer.broken(ENGINE_DEAD),
+            Self::Whole(_) => None,
         }
     }
 
@@ -186,8 +193,9 @@ impl Wire {
                 return Ok(None);
             }
             Some(Fault::ErrorMidStream { after }) if after == self.events => {
+                let last = self.source.broken();
                 self.close("error_mid_stream");
-                return Ok(Some(Event::new(format!("{}{DONE}", error_event(ENGINE_DEAD)), 0)));
+                return last.map(|text| Some(Event::new(text, 0))).ok_or(Broken);
             }
             Some(Fault::Malformed { after }) if after == self.events => {
                 return Ok(self.source.next().await.map(|event| cut(&event)));
@@ -215,7 +223,8 @@ pub(super) async fn stall(ms: u64) {
 
 /// An event whose JSON breaks off in the middle.
 fn cut(event: &Event) -> Event {
-    let mut bytes = BytesMut::from(&event.bytes[..event.bytes.len() / 2]);
+    let data = event.bytes.windows(6).position(|window| window == b"data: ").map_or(0, |at| at + 6);
+    let mut bytes = BytesMut::from(&event.bytes[..data + (event.bytes.len() - data) / 2]);
     bytes.extend_from_slice(b"\n\n");
     Event { bytes: bytes.freeze(), tokens: event.tokens }
 }

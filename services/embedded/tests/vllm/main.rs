@@ -5,6 +5,8 @@
 
 mod client;
 mod counting;
+mod endpoints;
 mod failing;
 mod normal;
+mod pooling;
 mod replay;

@@ -1,7 +1,7 @@
 //! Takes out of an answer what may differ between two runs of the same server, byte for byte leaving the rest.
 
 /// Values that are replaced by a mark wherever they stand; null stays null.
-const VARYING: [&str; 22] = [
+const VARYING: [&str; 30] = [
     "id",
     "created",
     "content",
@@ -24,11 +24,32 @@ const VARYING: [&str; 22] = [
     "tokens_per_second",
     "arguments",
     "server_load",
+    "created_at",
+    "delta",
+    "item_id",
+    "embedding",
+    "data",
+    "score",
+    "relevance_score",
+    "prompt",
 ];
 
 /// Token counts, replaced when the tokenizers differ on the prompt.
-const COUNTS: [&str; 5] =
-    ["prompt_tokens", "total_tokens", "completion_tokens", "cached_tokens", "created_cache_tokens"];
+const COUNTS: [&str; 10] = [
+    "prompt_tokens",
+    "total_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "created_cache_tokens",
+    "input_tokens",
+    "output_tokens",
+    "original_input_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+];
+
+/// How ids begin that are made anew each time. Names of models are ids too, and must not differ.
+const IDS: [&str; 7] = ["cmpl-", "modelperm-", "resp_", "msg_", "embd-", "pooling-", "score-"];
 
 /// JSON text (or SSE, or anything) with the varying values replaced.
 pub(crate) fn normal(text: &str, counts_too: bool) -> String {
@@ -49,12 +70,11 @@ pub(crate) fn normal(text: &str, counts_too: bool) -> String {
         if bytes.get(at) == Some(&b':') && (varies || key == "id") {
             let end = value_end(bytes, at + 1);
             let value = &text[at + 1..end];
-            // Names of models are ids too, and must not differ.
             let replace = value != "null"
                 && !value.starts_with('{')
-                && (key != "id" || value.contains("cmpl-") || value.contains("modelperm-"));
-            // The list of choices' logprobs is called content as well.
-            let inner = key == "content" && value.starts_with('[');
+                && (key != "id" || IDS.iter().any(|begin| value.contains(begin)));
+            // The list of choices' logprobs is called content as well, and so are blocks of a message.
+            let inner = key == "content" && value.starts_with('[') || value.starts_with("[{");
             if replace && !inner {
                 out.push_str(":~");
                 at = end;

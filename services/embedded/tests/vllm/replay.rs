@@ -7,13 +7,13 @@ use embedded::vllm::{ArmedFault, Simulator, SimulatorSettings, When};
 use crate::client::{Answer, Client, get, post};
 use crate::normal::{forms, normal, normal_head};
 
-fn file(name: &str) -> Vec<u8> {
+pub(crate) fn file(name: &str) -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/captures").join(name);
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Head and body of a capture.
-fn capture(name: &str) -> (String, String) {
+pub(crate) fn capture(name: &str) -> (String, String) {
     let bytes = file(&format!("{name}.txt"));
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -21,7 +21,7 @@ fn capture(name: &str) -> (String, String) {
 }
 
 /// The flags of the `a_` captures.
-fn plain() -> SimulatorSettings {
+pub(crate) fn plain() -> SimulatorSettings {
     SimulatorSettings {
         listen: ([127, 0, 0, 1], 0).into(),
         models: vec!["llama-3.1-8b".into(), "llama-alias".into()],
@@ -32,7 +32,7 @@ fn plain() -> SimulatorSettings {
 }
 
 /// The flags of the `b_` captures.
-fn flagged() -> SimulatorSettings {
+pub(crate) fn flagged() -> SimulatorSettings {
     SimulatorSettings {
         enable_prompt_tokens_details: true,
         enable_request_id_headers: true,
@@ -43,7 +43,13 @@ fn flagged() -> SimulatorSettings {
     }
 }
 
-async fn ask(simulator: &Simulator, name: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+pub(crate) async fn ask(
+    simulator: &Simulator,
+    name: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> Answer {
     let request = format!("{name}.req.json");
     let body = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/captures")
@@ -57,7 +63,7 @@ async fn ask(simulator: &Simulator, name: &str, method: &str, path: &str, header
     Client::send(simulator.addr(), method, path, &all, body.as_deref()).await.finish().await
 }
 
-fn same(name: &str, answer: &Answer, counts_too: bool, own_id: bool) {
+pub(crate) fn same(name: &str, answer: &Answer, counts_too: bool, own_id: bool) {
     let (head, body) = capture(name);
     assert_eq!(normal_head(&answer.head, own_id), normal_head(&head, own_id), "head of {name}");
     assert_eq!(normal(&answer.body, counts_too), normal(&body, counts_too), "body of {name}");

@@ -1,6 +1,6 @@
 # The commands of this repository. `make test` brings what it needs itself, or says what to install.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev test lint bench
+.PHONY: help setup dev test lint bench bench-gateway
 
 CARGO ?= cargo
 
@@ -9,6 +9,7 @@ help:
 	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
 	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
+	@echo 'make bench-gateway  measures it beside nginx, LiteLLM and vllm-router'
 	@echo 'make setup   checks this machine and fetches Kafka and the ClickHouse engine into .tools'
 
 setup:
@@ -34,4 +35,10 @@ lint:
 
 bench: setup
 	$(CARGO) build --locked --release --package tollgate
-	$(CARGO) bench --locked --package promises $(ARGS)
+	$(CARGO) bench --locked --package promises --bench gateway --bench fold $(ARGS)
+
+# Some ten minutes. A part of it: make bench-gateway ARGS='--only nginx,tollgate --phases plain,stream --rounds 2'
+bench-gateway: setup
+	@deploy/local/gateways.sh
+	$(CARGO) build --locked --release --package tollgate
+	$(CARGO) bench --locked --package promises --bench gateways -- $(ARGS)

@@ -6,7 +6,6 @@
     reason = "a benchmark prints, and stops at what it did not expect"
 )]
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +13,9 @@ use futures_util::future::join_all;
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use promises::client::Client;
-use promises::system::{ADMIN, MODELS, Role, System};
+use promises::process::cpu_seconds;
+use promises::shop;
+use promises::system::{MODELS, Role, System};
 use promises::wait::until;
 use serde_json::{Value, json};
 
@@ -48,16 +49,6 @@ impl Measured {
         let at = (self.latencies_us.len() * percent / 100).min(self.latencies_us.len().saturating_sub(1));
         self.latencies_us.get(at).copied().unwrap_or(0) as f64 / 1000.0
     }
-}
-
-/// User and system time of a process, from /proc/PID/stat.
-fn cpu_seconds(pid: u32) -> f64 {
-    let stat = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat"))).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    // SAFETY: sysconf takes no pointers.
-    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    ticks as f64 / per_second as f64
 }
 
 async fn one(client: &Client, url: &str, key: &str, body: &Bytes) -> u64 {
@@ -154,37 +145,10 @@ async fn freshness(system: &System, key: &str, body: &Value) {
     }
 }
 
-async fn shop(system: &System) -> String {
-    let put = async |path: &str, body: Value| {
-        let url = system.url(Role::Billing, &format!("/api/v1/{path}"));
-        system.client.put(&url, Some(ADMIN), &body).await.unwrap().ok()
-    };
-    for model in MODELS {
-        put(&format!("models/{model}"), json!({"version": "v1", "served_name": model})).await;
-        let url = system.simulators[model].url();
-        put(&format!("replicas/{model}-1"), json!({"model": model, "url": url})).await;
-    }
-    // Limits that are never reached, so that every one of them is reckoned.
-    let plan = json!({"name": "Bench", "requests_per_minute": 100_000_000, "tokens_per_minute": 1_000_000_000_000u64,
-        "tokens_per_period": 1_000_000_000_000u64});
-    put("plans/bench", plan).await;
-    put("tenants/bench", json!({"name": "Bench", "plan": "bench", "currency": "USD", "time_zone": "UTC"})).await;
-    let url = system.url(Role::Billing, "/api/v1/tenants/bench/keys");
-    let key = system.client.post(&url, Some(ADMIN), &json!({"project": "default"})).await.unwrap().ok();
-    let key = key["secret"].as_str().unwrap().to_owned();
-    let url = system.url(Role::Gateway, &format!("/v1/models/{}", MODELS[0]));
-    until("the gateway to know the key", Duration::from_secs(20), async || {
-        let answer = system.client.get(&url, Some(&key)).await.map_err(|error| format!("{error:?}"))?;
-        if answer.status.is_success() { Ok(()) } else { Err(answer.status.to_string()) }
-    })
-    .await;
-    key
-}
-
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let system = System::start(0).await;
-    let key = shop(&system).await;
+    let key = shop::open(&system, |model| system.simulators[model].url()).await;
     let messages = json!([{"role": "user", "content": "tell me a story"}]);
     let plain = json!({"model": MODELS[0], "max_tokens": 8, "messages": messages});
     let stream = json!({"model": MODELS[0], "max_tokens": 20, "messages": messages, "stream": true});

@@ -8,6 +8,8 @@
 
 pub mod client;
 pub mod figures;
+pub mod process;
+pub mod shop;
 pub mod system;
 pub mod traffic;
 pub mod wait;

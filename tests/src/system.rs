@@ -63,7 +63,7 @@ impl Role {
 
 /// A port that was free a moment ago, and that no outgoing connection takes while its owner is dead: below the range that
 /// the kernel hands out.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Other processes of tests begin elsewhere.
     let process = u16::try_from(std::process::id() % 181).expect("small") * 100;

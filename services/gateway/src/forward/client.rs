@@ -1,59 +1,233 @@
-//! The pool of connections to replicas.
+//! Connections to replicas, kept and used again by the thread that opened them.
 
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::{Authority, PathAndQuery, Uri};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::{Client as Pooled, Error};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
 
 use super::Call;
 use crate::route::Replica;
 
 /// An unused connection is closed before the replica's own (uvicorn: 5 s) runs out: none is used while it closes.
 const IDLE: Duration = Duration::from_secs(4);
+/// So many unused ones are kept for each replica.
+const IDLE_MAX: usize = 256;
 
-/// Connections to all replicas, kept and used again. Cheap to clone.
+/// Why a replica gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// Nobody listens there, or it cannot be reached.
+    #[error("it cannot be connected to: {0}")]
+    Connect(#[from] std::io::Error),
+    /// The connection broke, or what came was no HTTP.
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+}
+
+impl Error {
+    /// Whether nothing was sent.
+    pub(crate) fn is_connect(&self) -> bool {
+        matches!(self, Self::Connect(_))
+    }
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+#[derive(Debug)]
+struct Unused {
+    sender: Sender,
+    since: Instant,
+}
+
+/// See the module. Cheap to clone; clones share the connections. What runs a connection is the runtime that opened it, so
+/// each worker has a client of its own: a frame then never crosses threads.
 #[derive(Debug, Clone)]
-pub(crate) struct Client(Pooled<HttpConnector, Full<Bytes>>);
+pub(crate) struct Client {
+    connect: Duration,
+    unused: Arc<Mutex<HashMap<Authority, Vec<Unused>>>>,
+}
 
 impl Client {
     /// No connections yet.
     pub(crate) fn new(connect: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        // Without it a small frame may wait for the other side's delayed acknowledgement.
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(connect));
-        let pooled = Pooled::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(256)
-            .build(connector);
-        Self(pooled)
+        Self { connect, unused: Arc::default() }
+    }
+
+    /// One with the same settings, and connections of its own.
+    pub(crate) fn apart(&self) -> Self {
+        Self::new(self.connect)
     }
 
     /// Sends a call; the answer's head.
     pub(crate) async fn send(&self, replica: &Replica, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
         let mut request = Request::new(Full::new(call.body.clone()));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = replica.uri(call.path);
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("x-request-id", call.request_id.clone());
-        self.0.request(request).await
+        self.request(replica, call.path, request).await
     }
 
     /// What the replica says of its health.
     pub(crate) async fn health(&self, replica: &Replica) -> Result<StatusCode, Error> {
-        let mut request = Request::new(Full::default());
-        *request.uri_mut() = replica.uri("/health");
-        let response = self.0.request(request).await?;
+        let response = self.request(replica, "/health", Request::new(Full::default())).await?;
         let status = response.status();
         // Read to its end, so that the connection can be used again.
         let _ = response.into_body().collect().await;
         Ok(status)
+    }
+
+    /// Sends a request to a path of the replica, over an unused connection or a new one.
+    pub(crate) async fn request(
+        &self,
+        replica: &Replica,
+        path: &'static str,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, Error> {
+        let authority = replica.authority();
+        *request.uri_mut() = Uri::from(PathAndQuery::from_static(path));
+        request.headers_mut().insert(header::HOST, replica.host().clone());
+        while let Some(mut sender) = self.take_unused(authority) {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok(self.incoming(authority, sender, response)),
+                // The replica closed it meanwhile. Nothing of the request was sent.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(error.into_error().into()),
+                },
+            }
+        }
+        let mut sender = self.open(authority).await?;
+        let response = sender.send_request(request).await?;
+        Ok(self.incoming(authority, sender, response))
+    }
+
+    async fn open(&self, authority: &Authority) -> Result<Sender, Error> {
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        let connecting = TcpStream::connect((host, authority.port_u16().unwrap_or(80)));
+        let socket = timeout(self.connect, connecting).await.map_err(std::io::Error::from)??;
+        // Without it a small frame may wait for the other side's delayed acknowledgement.
+        socket.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+        TokioExecutor::new().execute(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to a replica ended early");
+            }
+        });
+        Ok(sender)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Unused>>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one that was used last, if it can still be used.
+    fn take_unused(&self, authority: &Authority) -> Option<Sender> {
+        let mut unused = self.lock();
+        let of_replica = unused.get_mut(authority)?;
+        while let Some(Unused { sender, since }) = of_replica.pop() {
+            if since.elapsed() >= IDLE {
+                // Those below it wait for longer still.
+                of_replica.clear();
+            } else if sender.is_ready() {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn give_back(&self, authority: &Authority, sender: Sender) {
+        if sender.is_closed() {
+            return;
+        }
+        let (mut unused, now) = (self.lock(), Instant::now());
+        let Some(of_replica) = unused.get_mut(authority) else {
+            unused.insert(authority.clone(), vec![Unused { sender, since: now }]);
+            return;
+        };
+        // The oldest go first, so that none is left open for ever.
+        if of_replica.first().is_some_and(|oldest| now - oldest.since >= IDLE) {
+            of_replica.retain(|unused| now - unused.since < IDLE);
+        }
+        if of_replica.len() < IDLE_MAX {
+            of_replica.push(Unused { sender, since: now });
+        }
+    }
+
+    fn incoming(
+        &self,
+        authority: &Authority,
+        sender: Sender,
+        response: Response<hyper::body::Incoming>,
+    ) -> Response<Incoming> {
+        response.map(|body| {
+            let back = Some(Back { client: self.clone(), authority: authority.clone(), sender });
+            let mut incoming = Incoming { body, back };
+            incoming.at_end();
+            incoming
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Back {
+    client: Client,
+    authority: Authority,
+    sender: Sender,
+}
+
+/// The body of a replica's answer. Read to its end, its connection can be used again; dropped before, it is closed.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    body: hyper::body::Incoming,
+    back: Option<Back>,
+}
+
+impl Incoming {
+    fn at_end(&mut self) {
+        if self.body.is_end_stream() {
+            self.ended();
+        }
+    }
+
+    fn ended(&mut self) {
+        if let Some(Back { client, authority, sender }) = self.back.take() {
+            client.give_back(&authority, sender);
+        }
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            None => self.ended(),
+            Some(Ok(_)) => self.at_end(),
+            Some(Err(_)) => self.back = None,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
@@ -15,7 +14,7 @@ use crate::admit::policy::Model;
 use crate::error::Refusal;
 use crate::record::Meter;
 use crate::route::{Lease, Pool};
-pub(crate) use client::Client;
+pub(crate) use client::{Client, Incoming};
 
 /// An error of a replica is read so far at most.
 const ERROR_BYTES: usize = 1 << 20;

@@ -7,7 +7,6 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::unfold;
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Incoming;
 use schemas::event::EndReason;
 use stream::spool::{Finished, Spool};
 use tokio::time::Instant;
@@ -15,6 +14,7 @@ use tokio::time::Instant;
 use super::scanner::{Scanner, Stands};
 use crate::Body;
 use crate::error::Refusal;
+use crate::forward::Incoming;
 use crate::record::{End, Meter};
 use crate::route::Lease;
 

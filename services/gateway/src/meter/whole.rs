@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::chunk::{Chunk, Malformed};
+use crate::forward::Incoming;
 
 /// Why a whole answer did not come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

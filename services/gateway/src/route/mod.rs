@@ -6,7 +6,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::uri::{Authority, PathAndQuery, Scheme, Uri};
+use http::HeaderValue;
+use http::uri::{Authority, Scheme, Uri};
 use ledger::control::Replica as ReplicaDocument;
 use ledger::ids::{ModelId, ReplicaId};
 use prometheus::{IntGauge, IntGaugeVec};
@@ -17,6 +18,7 @@ pub(crate) struct Replica {
     pub id: ReplicaId,
     url: String,
     authority: Authority,
+    host: HeaderValue,
     active: AtomicUsize,
     up: AtomicBool,
     active_gauge: IntGauge,
@@ -24,14 +26,14 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// A path on this server.
-    pub(crate) fn uri(&self, path: &'static str) -> Uri {
-        let mut parts = http::uri::Parts::default();
-        parts.scheme = Some(Scheme::HTTP);
-        parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(PathAndQuery::from_static(path));
-        // Scheme, authority and path together are always a URI.
-        Uri::from_parts(parts).unwrap_or_default()
+    /// Host and port.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// The same as a header.
+    pub(crate) fn host(&self) -> &HeaderValue {
+        &self.host
     }
 
     /// Whether it may be given requests.
@@ -119,7 +121,9 @@ impl Pool {
     }
 
     fn create(&self, id: &ReplicaId, url: &str) -> Option<Arc<Replica>> {
-        let Some(authority) = authority_of(url) else {
+        let known =
+            authority_of(url).and_then(|authority| Some((HeaderValue::try_from(authority.as_str()).ok()?, authority)));
+        let Some((host, authority)) = known else {
             tracing::error!(replica = %id, "its address is not http://host:port: it gets no requests");
             return None;
         };
@@ -127,7 +131,16 @@ impl Pool {
             (self.active.with_label_values(&[id.as_str()]), self.up.with_label_values(&[id.as_str()]));
         up_gauge.set(1);
         let (active, up) = (AtomicUsize::new(0), AtomicBool::new(true));
-        Some(Arc::new(Replica { id: id.clone(), url: url.to_owned(), authority, active, up, active_gauge, up_gauge }))
+        Some(Arc::new(Replica {
+            id: id.clone(),
+            url: url.to_owned(),
+            authority,
+            host,
+            active,
+            up,
+            active_gauge,
+            up_gauge,
+        }))
     }
 
     /// All of them, to be asked for their health.
@@ -217,7 +230,7 @@ mod tests {
         );
         assert_eq!(after.len(), 2);
         assert_ne!(pool.pick(&after, &[]).unwrap().id, lease.id);
-        assert_eq!(after[0].uri("/v1/models").to_string(), format!("{}/v1/models", after[0].url));
+        assert_eq!(format!("http://{}", after[0].authority()), after[0].url);
         assert_eq!(pool.all().len(), 2);
     }
 }

@@ -61,13 +61,12 @@ struct Inner {
     policy: ArcSwap<Policy>,
     limits: Limits,
     pool: Arc<Pool>,
-    client: Client,
     recorder: Arc<Recorder>,
 }
 
 /// A gateway. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Gateway(Arc<Inner>);
+pub struct Gateway(Arc<Inner>, Client);
 
 impl Gateway {
     /// Puts a gateway together. [`Gateway::follow`] keeps it current, [`Gateway::serve`] serves.
@@ -82,7 +81,7 @@ impl Gateway {
         let limits = Limits::new(spool.clone(), metrics.reserved.clone());
         let client = Client::new(settings.deadlines.connect);
         let recorder = Arc::new(Recorder { spool, metrics, clock, cut: Shutdown::new() });
-        Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, client, recorder })))
+        Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, recorder }), client))
     }
 
     /// Follows control, and asks replicas for their health, until shutdown.
@@ -92,7 +91,7 @@ impl Gateway {
         let settings = &self.0.settings;
         let drain = settings.drain();
         tasks.spawn("policy", drain, async move { gateway.follow_control(shutdown).await });
-        let (pool, client, shutdown) = (Arc::clone(&self.0.pool), self.0.client.clone(), tasks.shutdown().clone());
+        let (pool, client, shutdown) = (Arc::clone(&self.0.pool), self.1.clone(), tasks.shutdown().clone());
         let (interval, timeout) = (settings.health_interval, settings.health_timeout);
         tasks.spawn("replica health", timeout * 2, health::watch(pool, client, interval, timeout, shutdown));
     }
@@ -131,6 +130,11 @@ impl Gateway {
 
     pub(crate) fn recorder(&self) -> &Arc<Recorder> {
         &self.0.recorder
+    }
+
+    /// The same gateway with connections to replicas of its own, for one thread.
+    pub(crate) fn at_worker(&self) -> Self {
+        Self(Arc::clone(&self.0), self.1.apart())
     }
 
     /// Answers a request. Every answer carries its `x-request-id`.
@@ -246,7 +250,7 @@ impl Gateway {
             first_byte: if ask.stream { deadlines.first_byte } else { deadlines.whole_answer },
             total,
         };
-        let answering = match dispatch(&inner.client, &inner.pool, &call, &mut meter).await {
+        let answering = match dispatch(&self.1, &inner.pool, &call, &mut meter).await {
             Ok(answering) => answering,
             Err(failure) => return give_up(failure, meter).await,
         };

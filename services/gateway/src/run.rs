@@ -141,7 +141,7 @@ impl Role {
         };
         let Some((gateway, close)) = prepared else { return Ok(()) };
         let shutdown = self.tasks.shutdown().clone();
-        let Ok(()) = gateway.serve(listener, self.metrics, self.readiness, shutdown).await;
+        gateway.serve(listener, self.metrics, self.readiness, shutdown).await?;
         drop(close);
         Ok(())
     }

@@ -5,14 +5,17 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Request;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use runtime::{Metrics, Readiness, Shutdown};
+use runtime::{Metrics, Readiness, Shutdown, Workers};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+use crate::Body;
 use crate::error::Refusal;
 use crate::gateway::Gateway;
 
@@ -21,12 +24,37 @@ const HEAD: Duration = Duration::from_secs(75);
 /// After an accept that failed (no file handles left, for one) it is tried again so much later.
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// What answers the requests of a connection.
+#[derive(Clone)]
+struct Site {
+    /// Health, readiness and metrics.
+    own: Router,
+    /// None while it is being prepared: every other request is told to come again.
+    gateway: Option<Gateway>,
+}
+
+impl Site {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        // The one router's work that every request would pay for is done by this line.
+        if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
+            return TowerToHyperService::new(self.own).call(request).await;
+        }
+        Ok(match self.gateway {
+            Some(gateway) => gateway.handle(request).await,
+            None => Refusal::starting().response(),
+        })
+    }
+}
+
 /// Serves health, readiness and metrics while the gateway starts; every other request is told to come again. Never
 /// returns: dropped, its connections end.
 pub(crate) async fn starting(listener: &TcpListener, metrics: Metrics, readiness: Readiness) {
-    let router = runtime::http::routes(metrics, readiness).fallback(async || Refusal::starting().response());
+    let site = Site { own: runtime::http::routes(metrics, readiness), gateway: None };
     let (closing, never) = (Shutdown::new(), Shutdown::new());
-    accept(listener, &router, &closing, &never, &mut JoinSet::new()).await;
+    let start = |connections: &mut JoinSet<()>, socket, client| {
+        connections.spawn(connection(socket, client, site.clone(), closing.clone()));
+    };
+    accept(listener, start, &never, &mut JoinSet::new()).await;
 }
 
 impl Gateway {
@@ -35,24 +63,26 @@ impl Gateway {
     /// request has its end in the spool.
     ///
     /// # Errors
-    /// Never; the type is that of a task.
+    /// When the host has no threads left for it.
     pub async fn serve(
         self,
         listener: TcpListener,
         metrics: Metrics,
         readiness: Readiness,
         shutdown: Shutdown,
-    ) -> Result<(), Infallible> {
+    ) -> std::io::Result<()> {
         let serving = readiness.condition("serving", "starting");
-        let gateway = self.clone();
-        let router = runtime::http::routes(metrics, readiness).fallback(move |request: Request| {
-            let gateway = gateway.clone();
-            gateway.handle(request)
-        });
+        let workers = Workers::start(self.settings().threads)?;
+        let own = runtime::http::routes(metrics, readiness);
+        let site = |_| Site { own: own.clone(), gateway: Some(self.at_worker()) };
+        let sites: Vec<Site> = (0..workers.count()).map(site).collect();
         serving.ready();
         let mut connections = JoinSet::new();
         let closing = Shutdown::new();
-        accept(&listener, &router, &closing, &shutdown, &mut connections).await;
+        let start = |connections: &mut JoinSet<()>, socket, client| {
+            start_at(&workers, &sites, connections, socket, client, &closing);
+        };
+        accept(&listener, start, &shutdown, &mut connections).await;
         serving.not_ready("stopping");
         let notice = self.settings().drain_notice;
         if !notice.is_zero() {
@@ -62,7 +92,7 @@ impl Gateway {
                 tokio::time::sleep(notice).await;
                 noticed.trigger();
             };
-            tokio::join!(wait, accept(&listener, &router, &closing, &noticed, &mut connections));
+            tokio::join!(wait, accept(&listener, start, &noticed, &mut connections));
         }
         drop(listener);
         closing.trigger();
@@ -78,8 +108,7 @@ impl Gateway {
 
 async fn accept(
     listener: &TcpListener,
-    router: &Router,
-    closing: &Shutdown,
+    mut start: impl FnMut(&mut JoinSet<()>, TcpStream, SocketAddr),
     until: &Shutdown,
     connections: &mut JoinSet<()>,
 ) {
@@ -89,9 +118,7 @@ async fn accept(
             () = until.cancelled() => return,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((socket, client)) => {
-                    connections.spawn(connection(socket, client, router.clone(), closing.clone()));
-                }
+                Ok((socket, client)) => start(connections, socket, client),
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     until.sleep(AGAIN).await;
@@ -101,12 +128,35 @@ async fn accept(
     }
 }
 
-async fn connection(socket: TcpStream, client: SocketAddr, router: Router, closing: Shutdown) {
+/// Hands a connection to the worker that has the fewest. The socket leaves the runtime that accepted it: it would be woken
+/// by that one's thread.
+fn start_at(
+    workers: &Workers,
+    sites: &[Site],
+    connections: &mut JoinSet<()>,
+    socket: TcpStream,
+    client: SocketAddr,
+    closing: &Shutdown,
+) {
+    let Some((worker, open)) = workers.least_busy() else { return };
+    let Some(site) = sites.get(worker.number()).cloned() else { return };
+    let (socket, closing) = (socket.into_std(), closing.clone());
+    let serving = async move {
+        let _open = open;
+        match socket.and_then(TcpStream::from_std) {
+            Ok(socket) => connection(socket, client, site, closing).await,
+            Err(error) => tracing::warn!(%error, "a connection could not be taken up"),
+        }
+    };
+    connections.spawn_on(serving, worker.handle());
+}
+
+async fn connection(socket: TcpStream, client: SocketAddr, site: Site, closing: Shutdown) {
     // Without it one streamed frame in ten waits 40 ms for the client's delayed acknowledgement.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let service = TowerToHyperService::new(router);
+    let service = service_fn(move |request| site.clone().answer(request));
     // A client that closes its side has gone: what runs for it is dropped at once, upstream too.
     let connection = http1::Builder::new()
         .half_close(false)

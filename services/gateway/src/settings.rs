@@ -14,6 +14,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// A name of this gateway for people, under which its spool is registered.
     pub name: String,
+    /// Connections are served by so many threads; 0: one for each core.
+    pub threads: usize,
     /// A longer request body is refused with 413, unread.
     #[serde(with = "byte_size")]
     pub max_body_bytes: u64,
@@ -72,6 +74,7 @@ impl Default for Settings {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             name: "gateway".to_owned(),
+            threads: 0,
             max_body_bytes: 16 << 20,
             max_answer_bytes: 64 << 20,
             default_max_tokens: 4096,
@@ -116,6 +119,7 @@ impl Settings {
             }
         };
         check(!self.name.trim().is_empty(), "name must not be empty: it says whose a spool is");
+        check(self.threads <= 1024, "threads must be at most 1024; 0 takes one for each core");
         check(
             (1 << 10..=1 << 30).contains(&self.max_body_bytes),
             "max_body_bytes must be 1KiB to 1GiB: bodies are held in memory",

@@ -11,9 +11,11 @@ mod readiness;
 mod shutdown;
 mod tasks;
 pub mod telemetry;
+pub mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::Metrics;
 pub use readiness::{Condition, Readiness};
 pub use shutdown::Shutdown;
 pub use tasks::{TaskError, Tasks};
+pub use workers::Workers;

@@ -9,7 +9,7 @@ use http::request::Parts as Head;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Body as HttpBody;
 use ledger::control::Scope;
-use ledger::ids::{RequestId, TenantId};
+use ledger::ids::{ModelVersion, RequestId, TenantId};
 use ledger::time::{Micros, Period};
 use runtime::metrics::Error as MetricsError;
 use runtime::{Clock, Metrics, Shutdown, Tasks};
@@ -26,16 +26,19 @@ use crate::admit::limits::{Limits, Room, show};
 use crate::admit::policy::{Model, Policy};
 use crate::admit::request::{Ask, Endpoint};
 use crate::error::Refusal;
-use crate::forward::{Answering, Call, Client, Failure, dispatch, passed_on};
+use crate::forward::{Answering, Asked, Call, Client, Failure, dispatch, passed_on};
 use crate::meter::scanner::Scanner;
 use crate::meter::streamed::{Streamed, Times};
 use crate::meter::whole;
 use crate::models;
 use crate::record::metrics::GatewayMetrics;
 use crate::record::{End, Meter, Recorder};
-use crate::route::{Pool, health};
+use crate::route::metrics::RouteMetrics;
+use crate::route::{Pool, Prefix, Want, health, scrape};
 use crate::settings::Settings;
 
+/// A token of a prompt stands for so many bytes, by and large.
+const BYTES_PER_TOKEN: u64 = 4;
 /// The header that names a request, to the client and to the replica.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -75,16 +78,17 @@ impl Gateway {
     /// When the metrics hold a gateway's already.
     pub fn new(parts: Parts) -> Result<Self, MetricsError> {
         let Parts { settings, control, spool, metrics, clock } = parts;
+        let pool = Arc::new(Pool::new(settings.routing.clone(), RouteMetrics::new(&metrics)?));
         let metrics = GatewayMetrics::new(&metrics)?;
-        let pool = Arc::new(Pool::new(metrics.replica_active.clone(), metrics.replica_up.clone()));
-        let policy = ArcSwap::from_pointee(Policy::of(&control.load().state, &pool));
+        pool.take(&control.load().state);
+        let policy = ArcSwap::from_pointee(Policy::of(&control.load().state));
         let limits = Limits::new(spool.clone(), metrics.reserved.clone());
         let client = Client::new(settings.deadlines.connect);
         let recorder = Arc::new(Recorder { spool, metrics, clock, cut: Shutdown::new() });
         Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, recorder }), client))
     }
 
-    /// Follows control, and asks replicas for their health, until shutdown.
+    /// Follows control, and asks replicas for their health and metrics, until shutdown.
     pub fn follow(&self, tasks: &Tasks) {
         self.renew();
         let (gateway, shutdown) = (self.clone(), tasks.shutdown().clone());
@@ -93,7 +97,10 @@ impl Gateway {
         tasks.spawn("policy", drain, async move { gateway.follow_control(shutdown).await });
         let (pool, client, shutdown) = (Arc::clone(&self.0.pool), self.1.clone(), tasks.shutdown().clone());
         let (interval, timeout) = (settings.health_interval, settings.health_timeout);
-        tasks.spawn("replica health", timeout * 2, health::watch(pool, client, interval, timeout, shutdown));
+        let asked = health::watch(Arc::clone(&pool), client.clone(), interval, timeout, shutdown.clone());
+        tasks.spawn("replica health", timeout * 2, asked);
+        let guard = settings.routing.guard;
+        tasks.spawn("replica metrics", guard.timeout * 2, scrape::watch(pool, client, guard, shutdown));
     }
 
     async fn follow_control(self, shutdown: Shutdown) -> Result<(), std::convert::Infallible> {
@@ -114,8 +121,10 @@ impl Gateway {
 
     /// Takes control as it is now.
     fn renew(&self) {
-        let policy = Policy::of(&self.0.control.load().state, &self.0.pool);
-        self.0.policy.store(Arc::new(policy));
+        let control = self.0.control.load();
+        // Replicas first: a model that can be named has those that answer for it.
+        self.0.pool.take(&control.state);
+        self.0.policy.store(Arc::new(Policy::of(&control.state)));
     }
 
     /// A tenant's balance of a period, as the topic tells it.
@@ -213,7 +222,7 @@ impl Gateway {
         let caller = credential.caller(&policy, self.now())?;
         caller.may(Scope::Generate)?;
         let model = policy.model(&ask.model).ok_or_else(|| Refusal::model_not_found(&ask.model))?;
-        if !caller.tenant.may_use(&model.id) {
+        if !caller.tenant.may_use(model) {
             return Err(Refusal::model_not_allowed(model.id.as_str()));
         }
         let (standing, room) = inner.limits.reserve(&caller.tenant, &ask, settings, self.now());
@@ -229,23 +238,28 @@ impl Gateway {
         if !policy.has_price(&model.id, caller.tenant.currency, received_at) {
             inner.recorder.metrics.unpriced.with_label_values(&[model.id.as_str()]).inc();
         }
-        let admission = admission(id, &caller, model, &ask, received_at);
+        let version = inner.pool.version(&model.id, id).unwrap_or_else(|| model.version.clone());
+        let admission = admission(id, &caller, model, version, &ask, received_at);
         let meter = inner.recorder.admit(admission, &caller.tenant, reservation, begun)?;
-        let forwarded = ask.forwarded(&body, &model.served_name, max_tokens);
-        let mut response = self.forward(&ask, model, forwarded, meter).await;
+        let salt = [caller.tenant.id.as_str(), model.id.as_str()];
+        let prefix = Prefix::new(&salt, ask.prompt_pieces(&body), ask.prompt_bytes / BYTES_PER_TOKEN);
+        let (plan, stream) = (&caller.tenant.plan_id, ask.stream);
+        let want = Want { model: &model.id, plan, request: id, prefix: &prefix, stream };
+        let asked = Asked { ask: &ask, body: &body, max_tokens };
+        let mut response = self.forward(asked, want, meter).await;
         show(&standing, response.headers_mut());
         Ok(response)
     }
 
-    async fn forward(&self, ask: &Ask, model: &Model, body: Bytes, mut meter: Meter) -> Response<Body> {
-        let inner = &*self.0;
+    async fn forward(&self, asked: Asked<'_>, want: Want<'_>, mut meter: Meter) -> Response<Body> {
+        let (inner, ask) = (&*self.0, asked.ask);
         let deadlines = &inner.settings.deadlines;
         let total = tokio::time::Instant::now() + deadlines.total;
         let call = Call {
-            model,
+            want,
+            asked,
             path: ask.endpoint.path(),
             request_id: id_header(meter.request_id()),
-            body,
             attempts: inner.settings.max_attempts,
             first_byte: if ask.stream { deadlines.first_byte } else { deadlines.whole_answer },
             total,
@@ -277,13 +291,15 @@ impl Gateway {
         let status = response.status();
         let (head, upstream) = response.into_parts();
         let collected = whole::collect(upstream, settings.max_answer_bytes, settings.deadlines.idle, total).await;
-        drop(lease);
-        let body = match collected {
-            Ok(body) => body,
-            Err(whole::Cut::Deadline) => return give_up(Failure::Deadline, meter).await,
-            Err(whole::Cut::Broken) => return give_up(Failure::Broken, meter).await,
+        let said = collected.and_then(|body| Ok((whole::read(&body).map_err(|_| whole::Cut::Broken)?, body)));
+        let (said, body) = match said {
+            Ok(said) => said,
+            Err(cut) => {
+                lease.failed("its answer broke off");
+                let broken = matches!(cut, whole::Cut::Broken);
+                return give_up(if broken { Failure::Broken } else { Failure::Deadline }, meter).await;
+            }
         };
-        let Ok(said) = whole::read(&body) else { return give_up(Failure::Broken, meter).await };
         meter.first_byte();
         if said.usage.is_none() {
             tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: each choice is counted as one token");
@@ -291,6 +307,11 @@ impl Gateway {
             meter.received(crate::meter::counts::Totals { input: 0, output, reasoning: 0 });
         }
         let aborted = said.choices.iter().any(|choice| choice.aborted);
+        if aborted {
+            lease.failed("it gave up its answer")
+        } else {
+            lease.served()
+        }
         let reason = if aborted { EndReason::UpstreamError } else { EndReason::Complete };
         let (spool, end) =
             (meter.spool(), End { reason, status: status.as_u16(), error_code: None, usage: said.usage });
@@ -318,14 +339,21 @@ pub(crate) fn balance_of(limits: &Limits, balance: &BalanceUpdated) {
     limits.balance(tenant, Period { from, to }, balance.as_of, tokens);
 }
 
-fn admission(id: RequestId, caller: &Caller, model: &Model, ask: &Ask, received_at: Micros) -> Admission {
+fn admission(
+    id: RequestId,
+    caller: &Caller,
+    model: &Model,
+    version: ModelVersion,
+    ask: &Ask,
+    received_at: Micros,
+) -> Admission {
     Admission {
         request_id: id,
         tenant: caller.tenant.id.clone(),
         project: caller.project.clone(),
         api_key: caller.key,
         model: model.id.clone(),
-        version: model.version.clone(),
+        version,
         endpoint: ask.endpoint.path().to_owned(),
         received_at,
         stream: ask.stream,

@@ -18,7 +18,7 @@ mod settings;
 
 pub use gateway::{Gateway, Parts};
 pub use run::{Error, RunSettings, run};
-pub use settings::{Deadlines, Settings};
+pub use settings::{Deadlines, Ejection, Guard, Routing, RoutingPolicy, Settings};
 
 /// The body of an answer.
 pub(crate) type Body = axum::body::Body;

@@ -43,6 +43,11 @@ names! {
     GatewayOverhead = "tollgate_gateway_overhead_seconds", "Time the gateway itself adds before dispatch.";
     GatewayReplicaUp = "tollgate_gateway_replica_up", "1 when the replica's health check answers, by replica.";
     GatewayReplicaActive = "tollgate_gateway_replica_active_requests", "Open requests at a replica.";
+    GatewayReplicaEjected = "tollgate_gateway_replica_ejected", "1 while a replica gets no requests because those before failed, by replica.";
+    GatewayReplicaWaiting = "tollgate_gateway_replica_waiting_requests", "Requests that wait inside a replica, as it says, by replica.";
+    GatewayReplicaMetricsAge = "tollgate_gateway_replica_metrics_age_seconds", "Time since a replica last told its metrics, by replica.";
+    GatewayPicks = "tollgate_gateway_picks_total", "Replicas picked, by reason: sticky, least_loaded, spill_over.";
+    GatewayRetriesRefused = "tollgate_gateway_retries_refused_total", "Retries that were not made because the budget of retries was used up.";
     GatewayEstimated = "tollgate_gateway_estimated_total", "Requests whose counts the engine did not give to the end, by reason.";
     GatewayUnpriced = "tollgate_gateway_unpriced_total", "Requests for a model without a price, by model. An alarm: they are billed as unrated lines.";
     GatewayUnmetered = "tollgate_gateway_unmetered_total", "Requests served while the spool was full, as the tenant's plan chose. An alarm: their usage is lost.";

@@ -188,6 +188,7 @@ mod tests {
     fn tenant(requests: Option<u64>, tokens: Option<u64>, period: Option<u64>) -> Tenant {
         Tenant {
             id: "acme".parse().unwrap(),
+            plan_id: "free".parse().unwrap(),
             plan: Plan {
                 name: "Free".into(),
                 requests_per_minute: requests,

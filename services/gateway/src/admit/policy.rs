@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use chrono_tz::Tz;
 use ledger::control::{ControlState, Document, Limits, Plan};
-use ledger::ids::{ModelId, ModelVersion, ProjectId, ReplicaId, TenantId};
+use ledger::ids::{ModelId, ModelVersion, PlanId, ProjectId, TenantId};
 use ledger::money::Currency;
 use ledger::price::{PriceBook, PriceKey};
 use ledger::time::{Micros, Slot};
@@ -13,12 +13,12 @@ use ledger::tokens::TokenClass;
 
 use super::auth::KeyHash;
 use super::caller::{Caller, Scopes};
-use crate::route::{Pool, Replica};
 
 /// A tenant and its plan.
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub id: TenantId,
+    pub plan_id: PlanId,
     pub plan: Plan,
     pub currency: Currency,
     pub time_zone: Tz,
@@ -27,9 +27,10 @@ pub(crate) struct Tenant {
 }
 
 impl Tenant {
-    /// Whether the plan allows this model.
-    pub(crate) fn may_use(&self, model: &ModelId) -> bool {
-        self.plan.models.as_ref().is_none_or(|models| models.contains(model))
+    /// Whether the plan allows this model, and the model this plan.
+    pub(crate) fn may_use(&self, model: &Model) -> bool {
+        self.plan.models.as_ref().is_none_or(|models| models.contains(&model.id))
+            && model.plans.as_ref().is_none_or(|plans| plans.contains(&self.plan_id))
     }
 }
 
@@ -48,13 +49,13 @@ impl Key {
     }
 }
 
-/// A model and who answers for it.
+/// A model. Who answers for it, and in which version, is the pool's affair.
 #[derive(Debug)]
 pub(crate) struct Model {
     pub id: ModelId,
     pub version: ModelVersion,
-    pub served_name: String,
-    pub replicas: Vec<Arc<Replica>>,
+    /// Plans that may use it; none for all.
+    plans: Option<Vec<PlanId>>,
 }
 
 /// See the module.
@@ -67,9 +68,8 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// What `state` says. Replicas that `pool` knows keep what is known of them: who is up, and what is open there.
-    pub(crate) fn of(state: &ControlState, pool: &Pool) -> Self {
-        let mut replicas = replicas_of(state, pool);
+    /// What `state` says.
+    pub(crate) fn of(state: &ControlState) -> Self {
         let mut plans = HashMap::new();
         let mut policy = Self::default();
         for (id, document) in state.iter() {
@@ -79,10 +79,11 @@ impl Policy {
                 }
                 Document::Model(model) => {
                     let Ok(id) = ModelId::new(id) else { continue };
-                    let replicas = replicas.remove(&id).unwrap_or_default();
-                    let (version, served_name) = (model.version.clone(), model.served_name.clone());
-                    let name = id.as_str().to_owned();
-                    policy.models.insert(name, Arc::new(Model { id, version, served_name, replicas }));
+                    let (version, plans) = (model.version.clone(), model.plans.clone());
+                    let names = std::iter::once(&id).chain(&model.aliases).map(|name| name.as_str().to_owned());
+                    let names: Vec<_> = names.collect();
+                    let model = Arc::new(Model { id, version, plans });
+                    policy.models.extend(names.into_iter().map(|name| (name, Arc::clone(&model))));
                 }
                 _ => {}
             }
@@ -101,14 +102,14 @@ impl Policy {
         self.keys.get(hash)
     }
 
-    /// The model with this public name.
+    /// The model with this public name, which may be an alias.
     pub(crate) fn model(&self, name: &str) -> Option<&Arc<Model>> {
         self.models.get(name)
     }
 
-    /// All models, by name.
-    pub(crate) fn models(&self) -> impl Iterator<Item = &Arc<Model>> {
-        self.models.values()
+    /// All models by all their names.
+    pub(crate) fn models(&self) -> impl Iterator<Item = (&str, &Arc<Model>)> {
+        self.models.iter().map(|(name, model)| (name.as_str(), model))
     }
 
     /// Whether input and output of this model have a price now.
@@ -119,22 +120,15 @@ impl Policy {
     }
 }
 
-fn replicas_of(state: &ControlState, pool: &Pool) -> HashMap<ModelId, Vec<Arc<Replica>>> {
-    let documents = state.iter().filter_map(|(id, document)| match document {
-        Document::Replica(replica) => Some((ReplicaId::new(id).ok()?, replica)),
-        _ => None,
-    });
-    pool.take(documents)
-}
-
 fn tenants_of(state: &ControlState, plans: &HashMap<&str, &Plan>) -> HashMap<TenantId, Arc<Tenant>> {
     let of = |(id, document): (&str, &Document)| {
         let Document::Tenant(tenant) = document else { return None };
         let id = TenantId::new(id).ok()?;
         // A tenant's plan is there as long as the tenant is: the control log refuses to delete it.
         let plan = (*plans.get(tenant.plan.as_str())?).clone();
-        let (currency, time_zone, projects) = (tenant.currency, tenant.time_zone, tenant.projects.clone());
-        Some((id.clone(), Arc::new(Tenant { id, plan, currency, time_zone, projects })))
+        let (plan_id, projects) = (tenant.plan.clone(), tenant.projects.clone());
+        let (currency, time_zone) = (tenant.currency, tenant.time_zone);
+        Some((id.clone(), Arc::new(Tenant { id, plan_id, plan, currency, time_zone, projects })))
     };
     state.iter().filter_map(of).collect()
 }

@@ -28,6 +28,14 @@ impl Endpoint {
 /// OpenAI's (and vLLM's) own `max_tokens` of a completion that names none.
 const COMPLETION_MAX_TOKENS: u64 = 16;
 
+/// Members that hold a prompt, those first that engines' templates put first.
+const PROMPT_MEMBERS: [&[&str]; 3] = [&["tools"], &["system", "instructions"], &["messages", "prompt", "input"]];
+
+/// Where the values of these members lie.
+fn in_body(found: &[Member<'_>], names: &[&str]) -> impl Iterator<Item = Range<usize>> {
+    found.iter().filter(|member| names.contains(&member.key.as_ref())).map(Member::value_span)
+}
+
 /// What the client wants to see of the usage in a stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Wants {
@@ -53,6 +61,8 @@ pub(crate) struct Ask {
     /// Bytes of JSON of all that may become a prompt: a bound of its tokens, as a token of a byte-level tokenizer stands
     /// for at least one byte, and a text's JSON is never shorter than the text.
     pub prompt_bytes: u64,
+    /// Where that lies which the engine reads, in the order in which its template puts it.
+    read: Vec<Range<usize>>,
     places: Places,
 }
 
@@ -99,8 +109,14 @@ impl Ask {
             prompts: known.prompt.map_or(1, |prompt| prompts_in(prompt.value)),
             max_tokens,
             prompt_bytes: found.iter().filter(|member| may_be_prompt(member)).map(|m| m.value.len() as u64).sum(),
+            read: PROMPT_MEMBERS.iter().flat_map(|names| in_body(&found, names)).collect(),
             places,
         })
+    }
+
+    /// What the engine reads, piece by piece, as it stands in the body.
+    pub(crate) fn prompt_pieces(&self, body: &Bytes) -> Vec<Bytes> {
+        self.read.iter().filter(|span| span.end <= body.len()).map(|span| body.slice((*span).clone())).collect()
     }
 
     /// The most tokens of output over all choices, if each has at most `max_tokens`. (With `echo`, 0 makes one.)

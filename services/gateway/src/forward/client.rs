@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Uri};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -18,12 +18,14 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::Call;
-use crate::route::Replica;
+use crate::route::{Lease, Replica};
 
 /// An unused connection is closed before the replica's own (uvicorn: 5 s) runs out: none is used while it closes.
 const IDLE: Duration = Duration::from_secs(4);
 /// So many unused ones are kept for each replica.
 const IDLE_MAX: usize = 256;
+/// A longer page of metrics is not read.
+const METRICS_BYTES: usize = 8 << 20;
 
 /// Why a replica gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -71,13 +73,24 @@ impl Client {
     }
 
     /// Sends a call; the answer's head.
-    pub(crate) async fn send(&self, replica: &Replica, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
-        let mut request = Request::new(Full::new(call.body.clone()));
+    pub(crate) async fn send(&self, lease: &Lease, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+        let mut request = Request::new(Full::new(call.body(lease)));
         *request.method_mut() = Method::POST;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("x-request-id", call.request_id.clone());
-        self.request(replica, call.path, request).await
+        self.request(lease, call.path, request).await
+    }
+
+    /// What the replica says of itself, in Prometheus' text form; else why not.
+    pub(crate) async fn metrics(&self, replica: &Replica, path: &'static str) -> Result<Bytes, String> {
+        let response = self.request(replica, path, Request::new(Full::default())).await;
+        let response = response.map_err(|error| error.to_string())?;
+        if !response.status().is_success() {
+            return Err(format!("it answers {}", response.status()));
+        }
+        let page = Limited::new(response.into_body(), METRICS_BYTES).collect().await;
+        page.map(|page| page.to_bytes()).map_err(|error| error.to_string())
     }
 
     /// What the replica says of its health.

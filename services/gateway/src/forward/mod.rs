@@ -10,10 +10,10 @@ use http_body_util::BodyExt;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
-use crate::admit::policy::Model;
+use crate::admit::request::Ask;
 use crate::error::Refusal;
 use crate::record::Meter;
-use crate::route::{Lease, Pool};
+use crate::route::{Lease, Pool, Want};
 pub(crate) use client::{Client, Incoming};
 
 /// An error of a replica is read so far at most.
@@ -21,18 +21,35 @@ const ERROR_BYTES: usize = 1 << 20;
 /// And so long.
 const ERROR_TIME: Duration = Duration::from_secs(5);
 
+/// What the client asked for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub ask: &'a Ask,
+    pub body: &'a Bytes,
+    /// The bound of the output that policy sets in the client's place.
+    pub max_tokens: Option<u64>,
+}
+
 /// What is sent, and until when.
 #[derive(Debug)]
 pub(crate) struct Call<'a> {
-    pub model: &'a Model,
+    pub want: Want<'a>,
+    pub asked: Asked<'a>,
     pub path: &'static str,
     pub request_id: HeaderValue,
-    pub body: Bytes,
     pub attempts: u32,
     /// Until the first byte of each attempt's answer.
     pub first_byte: Duration,
     /// Until the end of it all.
     pub total: Instant,
+}
+
+impl Call<'_> {
+    /// The body for whoever is to answer.
+    fn body(&self, lease: &Lease) -> Bytes {
+        let Asked { ask, body, max_tokens } = self.asked;
+        ask.forwarded(body, lease.served_name(), max_tokens)
+    }
 }
 
 /// A replica that answers.
@@ -78,7 +95,7 @@ pub(crate) enum Failure {
     /// The time is over.
     Deadline,
     /// The last one that was asked answered with an error, which the client gets.
-    Error(ReplicaError),
+    Error(Box<ReplicaError>),
 }
 
 impl Failure {
@@ -113,6 +130,14 @@ fn judge(status: StatusCode) -> Head {
     }
 }
 
+/// Why an attempt came to nothing.
+enum Ended {
+    /// It would come to the same elsewhere, or the time is over.
+    Final(Failure),
+    /// Another replica may do better. Whether anything was sent to this one: if not, nothing is multiplied.
+    Again { failure: Failure, sent: bool },
+}
+
 /// Finds a replica that answers. Each try is an attempt of the meter.
 ///
 /// # Errors
@@ -123,51 +148,79 @@ pub(crate) async fn dispatch(
     call: &Call<'_>,
     meter: &mut Meter,
 ) -> Result<Answering, Failure> {
-    let mut tried = Vec::new();
-    let mut failure = Failure::NoReplica;
+    pool.budget().request();
+    let (mut tried, mut last, mut pays) = (Vec::new(), Failure::NoReplica, false);
     for number in 0..call.attempts {
-        let Some(lease) = pool.pick(&call.model.replicas, &tried) else { break };
+        let Some(lease) = pool.pick_anyway(&call.want, &tried) else { break };
+        if pays && !pool.budget().retry() {
+            pool.retry_refused();
+            break;
+        }
         tried.push(lease.id.clone());
-        meter.attempt(number, &lease.id);
-        let until = call.total.min(Instant::now() + call.first_byte);
-        let response = match tokio::time::timeout_at(until, client.send(&lease, call)).await {
-            Err(_) => {
-                meter.attempt_ended(&lease.id, "deadline");
-                return Err(Failure::Deadline);
-            }
-            Ok(Err(error)) => {
-                if error.is_connect() {
-                    lease.seen(false, "it could not be reached");
-                }
-                tracing::warn!(replica = %lease.id, request = %meter.request_id(), %error, "the replica gave no answer");
-                meter.attempt_ended(&lease.id, "broken");
-                failure = Failure::Broken;
-                continue;
-            }
-            Ok(Ok(response)) => response,
-        };
-        let status = response.status();
-        match judge(status) {
-            Head::Answer => return Ok(Answering { lease, response }),
-            Head::Refused => {
-                meter.attempt_ended(&lease.id, "refused");
-                return Err(read_error(response).await.map_or(Failure::Broken, Failure::Error));
-            }
-            Head::Failing => {
-                meter.attempt_ended(&lease.id, "failed");
-                failure = read_error(response).await.map_or(Failure::Broken, Failure::Error);
-            }
-            Head::Foreign => {
-                tracing::error!(replica = %lease.id, %status, "the replica is set up wrongly: it does not serve what control says");
-                meter.attempt_ended(&lease.id, "foreign");
-                failure = Failure::Broken;
-            }
+        meter.attempt(number, &lease.id, lease.version());
+        match attempt(client, call, lease, meter).await {
+            Ok(answering) => return Ok(answering),
+            Err(Ended::Final(failure)) => return Err(failure),
+            Err(Ended::Again { failure, sent }) => (last, pays) = (failure, sent),
         }
     }
-    Err(failure)
+    Err(last)
 }
 
-async fn read_error(response: Response<Incoming>) -> Option<ReplicaError> {
+async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Meter) -> Result<Answering, Ended> {
+    let id = lease.id.clone();
+    let again = |failure, sent| Err(Ended::Again { failure, sent });
+    let until = call.total.min(Instant::now() + call.first_byte);
+    let response = match tokio::time::timeout_at(until, client.send(&lease, call)).await {
+        Err(_) => {
+            meter.attempt_ended(&id, "deadline");
+            lease.failed("it gave no answer in time");
+            // A whole answer may be long in the making everywhere; the head of a stream is not.
+            let hopeless = !call.want.stream || Instant::now() >= call.total;
+            return if hopeless { Err(Ended::Final(Failure::Deadline)) } else { again(Failure::Deadline, true) };
+        }
+        Ok(Err(error)) => {
+            let reached = !error.is_connect();
+            if !reached {
+                lease.seen(false, "it could not be reached");
+            }
+            tracing::warn!(replica = %id, request = %meter.request_id(), %error, "the replica gave no answer");
+            meter.attempt_ended(&id, "broken");
+            lease.failed("it gave no answer");
+            return again(Failure::Broken, reached);
+        }
+        Ok(Ok(response)) => response,
+    };
+    let status = response.status();
+    match judge(status) {
+        Head::Answer => Ok(Answering { lease, response }),
+        Head::Refused => {
+            meter.attempt_ended(&id, "refused");
+            lease.served();
+            Err(Ended::Final(read_error(response).await.map_or(Failure::Broken, Failure::Error)))
+        }
+        Head::Failing => {
+            meter.attempt_ended(&id, "failed");
+            if status == StatusCode::SERVICE_UNAVAILABLE {
+                lease.overloaded();
+            } else {
+                lease.failed("it answers with an error");
+            }
+            again(read_error(response).await.map_or(Failure::Broken, Failure::Error), true)
+        }
+        Head::Foreign => {
+            tracing::error!(replica = %id, %status, "the replica is set up wrongly: it does not serve what control says");
+            meter.attempt_ended(&id, "foreign");
+            // One that is without an adapter serves others well.
+            if !lease.is_of_adapter() {
+                lease.failed("it does not serve what control says");
+            }
+            again(Failure::Broken, true)
+        }
+    }
+}
+
+async fn read_error(response: Response<Incoming>) -> Option<Box<ReplicaError>> {
     let (head, mut body) = response.into_parts();
     let reading = async {
         let mut whole = BytesMut::new();
@@ -182,7 +235,7 @@ async fn read_error(response: Response<Incoming>) -> Option<ReplicaError> {
         Some(whole.freeze())
     };
     let body = tokio::time::timeout(ERROR_TIME, reading).await.ok()??;
-    Some(ReplicaError { status: head.status, headers: passed_on(&head.headers), body })
+    Some(Box::new(ReplicaError { status: head.status, headers: passed_on(&head.headers), body }))
 }
 
 /// The headers of a replica's answer that are for the client. All others speak of the connection or of the replica.

@@ -100,6 +100,9 @@ impl Streamed {
         {
             meter.received(self.scanner.totals());
             meter.first_byte();
+            if let Some(lease) = &mut self.lease {
+                lease.first_token();
+            }
         }
         match stands {
             Ok(Stands::Open) => None,
@@ -130,7 +133,7 @@ impl Streamed {
 
     fn finish(&mut self, reason: EndReason, error_code: Option<String>) -> Ended {
         let Some(meter) = self.meter.take() else { return Ended(None, None) };
-        self.lease = None;
+        self.let_go(reason, error_code.as_deref());
         let (spool, status) = (meter.spool(), meter.status());
         let usage = self.scanner.sum();
         if self.scanner.is_estimated() && usage.is_none() {
@@ -138,6 +141,18 @@ impl Streamed {
         }
         let finished = meter.finish(End { reason, status, error_code, usage });
         Ended(Some(spool), finished)
+    }
+
+    /// The replica is free, and what became of its answer says how it does.
+    fn let_go(&mut self, reason: EndReason, error: Option<&str>) {
+        let Some(lease) = self.lease.take() else { return };
+        let clients_fault = error.is_some_and(|code| code.starts_with('4'));
+        match reason {
+            EndReason::Complete => lease.served(),
+            EndReason::UpstreamError if !clients_fault => lease.failed("its stream broke off"),
+            EndReason::Deadline if Instant::now() < self.times.total => lease.failed("it fell silent"),
+            _ => {}
+        }
     }
 
     /// The rest of the replica's body, which is its end.

@@ -1,6 +1,6 @@
 //! The gateway's metrics, made once.
 
-use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use runtime::Metrics;
 use runtime::metrics::{Error, Histogram, HistogramVec, Name, SECONDS};
 
@@ -15,8 +15,6 @@ pub(crate) struct GatewayMetrics {
     pub duration: HistogramVec,
     pub first_byte: Histogram,
     pub overhead: Histogram,
-    pub replica_up: IntGaugeVec,
-    pub replica_active: IntGaugeVec,
     pub estimated: IntCounterVec,
     pub unpriced: IntCounterVec,
     pub unmetered: IntCounter,
@@ -34,8 +32,6 @@ impl GatewayMetrics {
             duration: metrics.histograms(Name::GatewayDuration, &["endpoint"], SECONDS)?,
             first_byte: metrics.histogram(Name::GatewayTimeToFirstByte, SECONDS)?,
             overhead: metrics.histogram(Name::GatewayOverhead, SECONDS)?,
-            replica_up: metrics.gauges(Name::GatewayReplicaUp, &["replica"])?,
-            replica_active: metrics.gauges(Name::GatewayReplicaActive, &["replica"])?,
             estimated: metrics.counters(Name::GatewayEstimated, &["reason"])?,
             unpriced: metrics.counters(Name::GatewayUnpriced, &["model"])?,
             unmetered: metrics.counter(Name::GatewayUnmetered)?,

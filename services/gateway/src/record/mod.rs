@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use ledger::control::WhenSpoolFull;
-use ledger::ids::{ModelId, ReplicaId, RequestId};
+use ledger::ids::{ModelId, ModelVersion, ReplicaId, RequestId};
 use ledger::time::Micros;
 use ledger::tokens::{TokenClass, TokenCounts};
 use runtime::{Clock, Shutdown};
@@ -122,8 +122,8 @@ impl Meter {
         Micros(self.recorder.clock.now())
     }
 
-    /// A try at a replica begins.
-    pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId) {
+    /// A try at a replica begins, at this version of the model.
+    pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId, version: &ModelVersion) {
         if number == 0 {
             self.recorder.metrics.overhead.observe(self.begun.elapsed().as_secs_f64());
         }
@@ -131,6 +131,7 @@ impl Meter {
         self.answering = Some(replica.clone());
         if let Some(open) = &mut self.open {
             open.attempt(number, replica.as_str());
+            open.serves(version);
         }
         if let Some(reservation) = &mut self.reservation {
             reservation.sent();

@@ -10,7 +10,7 @@ use runtime::Shutdown;
 use super::{Pool, Replica};
 use crate::forward::Client;
 
-/// Asks all replicas again and again until shutdown, each time all at once.
+/// Asks all replicas again and again until shutdown, each time all at once; at once when control names others.
 pub(crate) async fn watch(
     pool: Arc<Pool>,
     client: Client,
@@ -21,8 +21,11 @@ pub(crate) async fn watch(
     loop {
         let all = pool.all();
         join_all(all.iter().map(|replica| ask(replica, &client, timeout))).await;
-        if !shutdown.sleep(interval).await {
-            return Ok(());
+        tokio::select! {
+            goes_on = shutdown.sleep(interval) => if !goes_on {
+                return Ok(());
+            },
+            () = pool.renewed() => {}
         }
     }
 }

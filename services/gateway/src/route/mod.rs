@@ -1,236 +1,276 @@
-//! Which replica answers: the one with the fewest open requests among those that are up.
+//! Which replica answers: by pools and versions, and among those that are well and have room by what they have to do.
 
+mod budget;
+mod choose;
+mod exposition;
+mod guard;
 pub(crate) mod health;
+mod lease;
+pub(crate) mod metrics;
+mod outlier;
+mod prefix;
+mod replica;
+pub(crate) mod scrape;
+mod table;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::HeaderValue;
-use http::uri::{Authority, Scheme, Uri};
-use ledger::control::Replica as ReplicaDocument;
-use ledger::ids::{ModelId, ReplicaId};
-use prometheus::{IntGauge, IntGaugeVec};
+use arc_swap::ArcSwap;
+use ledger::control::{ControlState, Replica as ReplicaDocument};
+use ledger::ids::{ModelId, ModelVersion, PlanId, ReplicaId, RequestId};
+use tokio::sync::Notify;
 
-/// A server that answers for a model.
+use crate::settings::{Routing, RoutingPolicy};
+pub(crate) use budget::Budget;
+use choose::{Candidate, Reason, choose};
+pub(crate) use lease::Lease;
+use metrics::RouteMetrics;
+pub(crate) use prefix::Prefix;
+use prefix::{Memory, Number};
+pub(crate) use replica::Replica;
+use replica::{Shared, Standing};
+use table::{Member, Routes, Table, Tiers};
+
+/// What a request needs of a replica. It names what control knows, so that one that has waited gets what is true then.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Want<'a> {
+    pub model: &'a ModelId,
+    /// The plan of its tenant: which pools are open to it.
+    pub plan: &'a PlanId,
+    /// Chooses among the versions of the model.
+    pub request: RequestId,
+    /// What is to be read.
+    pub prefix: &'a Prefix,
+    /// Whether its first token will be seen.
+    pub stream: bool,
+}
+
+/// What a pick came to.
 #[derive(Debug)]
-pub(crate) struct Replica {
-    pub id: ReplicaId,
-    url: String,
-    authority: Authority,
-    host: HeaderValue,
-    active: AtomicUsize,
-    up: AtomicBool,
-    active_gauge: IntGauge,
-    up_gauge: IntGauge,
+pub(crate) enum Picked {
+    /// This one is to answer.
+    Lease(Lease),
+    /// Some could answer, but all of them have enough to do: try again when [`Pool::changed`] says so.
+    Saturated,
+    /// None could answer: none is there, or none is up, or all were tried.
+    NoReplica,
 }
 
-impl Replica {
-    /// Host and port.
-    pub(crate) fn authority(&self) -> &Authority {
-        &self.authority
-    }
-
-    /// The same as a header.
-    pub(crate) fn host(&self) -> &HeaderValue {
-        &self.host
-    }
-
-    /// Whether it may be given requests.
-    pub(crate) fn is_up(&self) -> bool {
-        self.up.load(Ordering::Relaxed)
-    }
-
-    /// Notes whether it answers. Said in the log once per change.
-    pub(crate) fn seen(&self, up: bool, why: &str) {
-        self.up_gauge.set(i64::from(up));
-        if self.up.swap(up, Ordering::Relaxed) != up {
-            if up {
-                tracing::info!(replica = %self.id, "the replica is up");
-            } else {
-                tracing::warn!(replica = %self.id, why, "the replica is down: it gets no requests until it is healthy");
-            }
-        }
-    }
-}
-
-/// A request open at a replica; closed when dropped.
-#[derive(Debug)]
-pub(crate) struct Lease(Arc<Replica>);
-
-impl Lease {
-    fn new(replica: &Arc<Replica>) -> Self {
-        replica.active.fetch_add(1, Ordering::Relaxed);
-        replica.active_gauge.inc();
-        Self(Arc::clone(replica))
-    }
-}
-
-impl std::ops::Deref for Lease {
-    type Target = Replica;
-    fn deref(&self) -> &Replica {
-        &self.0
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.active.fetch_sub(1, Ordering::Relaxed);
-        self.0.active_gauge.dec();
-    }
-}
-
-/// All replicas that control names. They outlive the snapshots that name them, with what is open there and who is up.
+/// All replicas that control names. They outlive the snapshots that name them, with what is open there and how they do.
 #[derive(Debug)]
 pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    metrics: RouteMetrics,
     replicas: Mutex<HashMap<ReplicaId, Arc<Replica>>>,
-    active: IntGaugeVec,
-    up: IntGaugeVec,
-    turn: AtomicUsize,
+    table: ArcSwap<Table>,
+    memory: Memory,
+    budget: Budget,
+    turn: AtomicU64,
+    renewed: Notify,
 }
 
 impl Pool {
-    /// No replicas yet. The gauges have one label, the replica.
-    pub(crate) fn new(active: IntGaugeVec, up: IntGaugeVec) -> Self {
-        Self { replicas: Mutex::default(), active, up, turn: AtomicUsize::new(0) }
+    /// No replicas yet.
+    pub(crate) fn new(settings: Routing, metrics: RouteMetrics) -> Self {
+        let memory = Memory::new(usize::try_from(settings.remembered_prefixes).unwrap_or(usize::MAX));
+        Self {
+            metrics,
+            memory,
+            budget: Budget::new(settings.retry_percent),
+            shared: Arc::new(Shared::new(settings)),
+            replicas: Mutex::default(),
+            table: ArcSwap::default(),
+            turn: AtomicU64::new(0),
+            renewed: Notify::new(),
+        }
     }
 
-    /// Takes the replicas that control names now, and forgets all others. One that is new counts as up until it is seen
-    /// to be down.
-    pub(crate) fn take<'a>(
-        &self,
-        documents: impl Iterator<Item = (ReplicaId, &'a ReplicaDocument)>,
-    ) -> HashMap<ModelId, Vec<Arc<Replica>>> {
+    /// Takes what control says now. Replicas that it names still keep what is known of them; all others are forgotten, and
+    /// what is open there comes to its end.
+    pub(crate) fn take(&self, state: &ControlState) {
         let mut known = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
         let mut now = HashMap::new();
-        let mut by_model: HashMap<ModelId, Vec<Arc<Replica>>> = HashMap::new();
-        for (id, document) in documents {
-            let same = known.get(&id).filter(|replica| replica.url == document.url).cloned();
-            let Some(replica) = same.or_else(|| self.create(&id, &document.url)) else { continue };
-            by_model.entry(document.model.clone()).or_default().push(Arc::clone(&replica));
-            now.insert(id, replica);
-        }
-        for gone in known.keys().filter(|id| !now.contains_key(*id)) {
-            // What is still open there goes on with its own handle on the gauge, which nobody reads any more.
-            for gauges in [&self.up, &self.active] {
-                let _ = gauges.remove_label_values(&[gone.as_str()]);
-            }
-        }
+        let table = Table::of(state, self.shared.settings.max_concurrent_requests, |id, document| {
+            let same = known.get(id).filter(|replica| replica.is(document)).cloned();
+            let replica = same.or_else(|| self.create(id, document))?;
+            now.insert(id.clone(), Arc::clone(&replica));
+            Some(replica)
+        });
+        known.keys().filter(|id| !now.contains_key(*id)).for_each(|gone| self.metrics.forget(gone.as_str()));
         *known = now;
-        by_model
+        self.table.store(Arc::new(table));
+        self.renewed.notify_one();
+        self.shared.changed.notify_one();
     }
 
-    fn create(&self, id: &ReplicaId, url: &str) -> Option<Arc<Replica>> {
-        let known =
-            authority_of(url).and_then(|authority| Some((HeaderValue::try_from(authority.as_str()).ok()?, authority)));
-        let Some((host, authority)) = known else {
+    fn create(&self, id: &ReplicaId, document: &ReplicaDocument) -> Option<Arc<Replica>> {
+        let number = self.turn.fetch_add(1, Ordering::Relaxed) % u64::from(Number::MAX);
+        let number = Number::try_from(number).unwrap_or(0) + 1;
+        let gauges = self.metrics.of(id.as_str());
+        let created = Replica::new(id, document, number, gauges, Arc::clone(&self.shared));
+        if created.is_none() {
+            self.metrics.forget(id.as_str());
             tracing::error!(replica = %id, "its address is not http://host:port: it gets no requests");
-            return None;
-        };
-        let (active_gauge, up_gauge) =
-            (self.active.with_label_values(&[id.as_str()]), self.up.with_label_values(&[id.as_str()]));
-        up_gauge.set(1);
-        let (active, up) = (AtomicUsize::new(0), AtomicBool::new(true));
-        Some(Arc::new(Replica {
-            id: id.clone(),
-            url: url.to_owned(),
-            authority,
-            host,
-            active,
-            up,
-            active_gauge,
-            up_gauge,
-        }))
+        }
+        created.map(Arc::new)
     }
 
-    /// All of them, to be asked for their health.
+    /// All of them, to be asked how they do.
     pub(crate) fn all(&self) -> Vec<Arc<Replica>> {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// The one to ask next, if any is up that was not tried yet.
-    pub(crate) fn pick(&self, among: &[Arc<Replica>], tried: &[ReplicaId]) -> Option<Lease> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let count = among.len();
-        // Beginning at another one each time shares the load where all are equal.
-        let in_turn = (0..count).filter_map(|step| among.get((turn.wrapping_add(step)) % count));
-        let fit = in_turn.filter(|replica| replica.is_up() && !tried.contains(&replica.id));
-        fit.min_by_key(|replica| replica.active.load(Ordering::Relaxed)).map(Lease::new)
+    /// Control names others than before.
+    pub(crate) async fn renewed(&self) {
+        self.renewed.notified().await;
+    }
+
+    /// All were asked for their metrics.
+    pub(crate) fn told(&self) {
+        let now = self.shared.now();
+        self.all().iter().for_each(|replica| replica.show(now));
+        // One has room now perhaps, or is back, or its words have become old.
+        self.shared.changed.notify_one();
+    }
+
+    /// Fires when there may be room again: a request has ended, a replica is up, control has changed. It is meant for one
+    /// who waits: each firing wakes one, or is kept for the next that waits.
+    #[allow(dead_code, reason = "the queue waits on it")]
+    pub(crate) fn changed(&self) -> &Notify {
+        &self.shared.changed
+    }
+
+    /// Retries that may be made.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// A retry is not made, since too many are.
+    pub(crate) fn retry_refused(&self) {
+        self.metrics.retries_refused.inc();
+    }
+
+    /// The version that a request is for. The one that serves it in the end is its lease's: another one may, if nobody is
+    /// there for a canary.
+    pub(crate) fn version(&self, model: &ModelId, request: RequestId) -> Option<ModelVersion> {
+        let table = self.table.load();
+        let routes = table.routes(model)?;
+        Some(routes.version(routes.place_for(request)).version.clone())
+    }
+
+    /// The one to ask next.
+    #[allow(dead_code, reason = "the queue picks")]
+    pub(crate) fn pick(&self, want: &Want<'_>, tried: &[ReplicaId]) -> Picked {
+        self.pick_if(want, tried, true)
+    }
+
+    /// The one to ask next, whether it has room or not: for a request that had its turn and failed.
+    pub(crate) fn pick_anyway(&self, want: &Want<'_>, tried: &[ReplicaId]) -> Option<Lease> {
+        let picked = [true, false].map(|with_room| move || self.pick_if(want, tried, with_room));
+        picked.into_iter().find_map(|pick| match pick() {
+            Picked::Lease(lease) => Some(lease),
+            Picked::Saturated | Picked::NoReplica => None,
+        })
+    }
+
+    fn pick_if(&self, want: &Want<'_>, tried: &[ReplicaId], with_room: bool) -> Picked {
+        let table = self.table.load();
+        let Some(routes) = table.routes(want.model) else { return Picked::NoReplica };
+        let place = routes.place_for(want.request);
+        let pick = Pick { pool: self, want, tried, with_room, now: self.shared.now(), routes };
+        match pick.of_version(place) {
+            // A canary that nobody serves costs nobody an answer.
+            Picked::NoReplica if place != 0 => pick.of_version(0),
+            picked => picked,
+        }
     }
 }
 
-/// Host and port of `http://host:port`.
-fn authority_of(url: &str) -> Option<Authority> {
-    let uri: Uri = url.parse().ok()?;
-    let bare = uri.scheme() == Some(&Scheme::HTTP) && uri.path() == "/" && uri.query().is_none();
-    uri.authority().filter(|_| bare).cloned()
+/// One pick, with what it rests on.
+struct Pick<'a> {
+    pool: &'a Pool,
+    want: &'a Want<'a>,
+    tried: &'a [ReplicaId],
+    with_room: bool,
+    now: u64,
+    routes: &'a Arc<Routes>,
+}
+
+impl Pick<'_> {
+    fn of_version(&self, place: usize) -> Picked {
+        let tiers = self.routes.version(place).tiers(self.want.plan);
+        match self.among(tiers, place, |standing| matches!(standing, Standing::Fit(_))) {
+            Picked::NoReplica => self.among(tiers, place, |standing| standing == Standing::Doubtful),
+            picked => picked,
+        }
+    }
+
+    /// The first tier that has room.
+    fn among(&self, tiers: &Tiers, place: usize, fits: impl Fn(Standing) -> bool) -> Picked {
+        let mut able = false;
+        for (at, tier) in tiers.iter().enumerate() {
+            let fits =
+                |member: &&Member| fits(member.replica.standing(self.now)) && !self.tried.contains(&member.replica.id);
+            able |= tier.iter().any(|member| fits(&member));
+            if let Some((lease, reason)) = self.in_tier(tier, place, fits) {
+                let metrics = &self.pool.metrics;
+                match (at, reason) {
+                    (0, Reason::Sticky) => metrics.sticky.inc(),
+                    (0, Reason::Least) => metrics.least.inc(),
+                    _ => metrics.spilled.inc(),
+                }
+                return Picked::Lease(lease);
+            }
+        }
+        if able { Picked::Saturated } else { Picked::NoReplica }
+    }
+
+    fn in_tier(&self, tier: &[Member], place: usize, fits: impl Fn(&&Member) -> bool) -> Option<(Lease, Reason)> {
+        let Pool { shared, memory, .. } = self.pool;
+        let settings = &shared.settings;
+        let prefix = self.want.prefix;
+        // With one there is no choice.
+        let remembers = settings.policy == RoutingPolicy::PrefixSticky && tier.len() > 1;
+        let warmth = if remembers { memory.read(prefix) } else { prefix::Warmth::default() };
+        let uncached = |member: &Member| prefix.tokens_beyond(warmth.of(member.replica.number));
+        let turn = self.pool.turn.fetch_add(1, Ordering::Relaxed);
+        // Evenly spread over 0 to 1, in whatever order.
+        let dice = (turn as f64 * 0.618_033_988_749_895).fract();
+        // Beginning at another one each time shares the load where all are equal.
+        let first = usize::try_from(turn % tier.len().max(1) as u64).unwrap_or(0);
+        // As often as another thread was faster, and no more.
+        for _ in 0..=tier.len() {
+            let (before, after) = tier.split_at(first);
+            let able = after.iter().chain(before).filter(&fits);
+            let able = able.filter(|member| !self.with_room || !member.replica.is_busy(member.limit, self.now));
+            let candidates = able.map(|member| {
+                let (unread, rate) = member.replica.prefill(self.now);
+                let candidate = Candidate {
+                    unread,
+                    rate,
+                    uncached: uncached(member),
+                    warm: warmth.is_warm(member.replica.number, settings.warm_percent),
+                    active: member.replica.active(self.now),
+                    limit: member.limit,
+                    reluctant: matches!(member.replica.standing(self.now), Standing::Fit(share) if dice >= share),
+                };
+                (member, candidate)
+            });
+            let (member, reason) = choose(settings, candidates)?;
+            let limit = if self.with_room { member.limit } else { u32::MAX };
+            let reads = (uncached(member), self.want.stream);
+            if let Some(lease) = Lease::open(&member.replica, limit, self.routes, place, reads, &settings.ejection) {
+                if remembers {
+                    memory.note(prefix, member.replica.number);
+                }
+                return Some((lease, reason));
+            }
+        }
+        None
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use runtime::Metrics;
-    use runtime::metrics::Name;
-
-    fn pool() -> Pool {
-        pool_in(&Metrics::new())
-    }
-
-    fn pool_in(metrics: &Metrics) -> Pool {
-        Pool::new(
-            metrics.gauges(Name::GatewayReplicaActive, &["replica"]).unwrap(),
-            metrics.gauges(Name::GatewayReplicaUp, &["replica"]).unwrap(),
-        )
-    }
-
-    fn taken(pool: &Pool, urls: &[(&str, &str)]) -> Vec<Arc<Replica>> {
-        let model: ModelId = "llama".parse().unwrap();
-        let documents: Vec<_> =
-            urls.iter().map(|(id, url)| (id.parse().unwrap(), ReplicaDocument::new(model.clone(), *url))).collect();
-        pool.take(documents.iter().map(|(id, document): &(ReplicaId, _)| (id.clone(), document)))
-            .remove(&model)
-            .unwrap_or_default()
-    }
-
-    #[test]
-    fn the_least_loaded_that_is_up_is_asked_and_none_twice() {
-        let pool = pool();
-        let two = taken(&pool, &[("a", "http://h:1"), ("b", "http://h:2")]);
-        let (first, second) = (pool.pick(&two, &[]).unwrap(), pool.pick(&two, &[]).unwrap());
-        assert_ne!(first.id, second.id);
-        let free = first.id.clone();
-        drop(first);
-        assert_eq!(pool.pick(&two, &[]).unwrap().id, free);
-        assert_eq!(pool.pick(&two, std::slice::from_ref(&free)).unwrap().id, second.id);
-        two.iter().find(|replica| replica.id == free).unwrap().seen(false, "test");
-        assert_eq!(pool.pick(&two, &[]).unwrap().id, second.id);
-        assert!(pool.pick(&two, std::slice::from_ref(&second.id)).is_none());
-        assert!(pool.pick(&[], &[]).is_none());
-    }
-
-    #[test]
-    fn a_replica_that_is_gone_has_no_metrics() {
-        let metrics = Metrics::new();
-        let pool = pool_in(&metrics);
-        let lease = pool.pick(&taken(&pool, &[("a", "http://h:1"), ("b", "http://h:2")]), &[]).unwrap();
-        assert_eq!(metrics.text().matches("replica=\"").count(), 4);
-        taken(&pool, &[]);
-        drop(lease);
-        assert_eq!(metrics.text().matches("replica=\"").count(), 0, "{}", metrics.text());
-    }
-
-    #[test]
-    fn what_is_open_is_known_after_control_changes_and_bad_addresses_get_nothing() {
-        let pool = pool();
-        let before = taken(&pool, &[("a", "http://h:1"), ("b", "http://h:2")]);
-        let lease = pool.pick(&before, &[]).unwrap();
-        let after = taken(
-            &pool,
-            &[("a", "http://h:1"), ("b", "http://h:2"), ("c", "https://h:3"), ("d", "http://h:1/x"), ("e", "h")],
-        );
-        assert_eq!(after.len(), 2);
-        assert_ne!(pool.pick(&after, &[]).unwrap().id, lease.id);
-        assert_eq!(format!("http://{}", after[0].authority()), after[0].url);
-        assert_eq!(pool.all().len(), 2);
-    }
-}
+mod tests;

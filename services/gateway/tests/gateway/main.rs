@@ -8,4 +8,5 @@ mod cut;
 mod failing;
 mod limits;
 mod refusals;
+mod routing;
 mod world;

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use ledger::control::{ApiKey, ControlState, Document, Model, Plan, Price, Replica, Tenant, Write};
+use ledger::control::{ApiKey, ControlState, Document, Kind, Model, Plan, Price, Replica, Tenant, Write};
 use ledger::price::PriceKey;
 use ledger::time::Micros;
 use ledger::tokens::{TokenClass, TokenCounts};
@@ -56,6 +56,12 @@ impl Control {
         let kind = document.kind();
         let expected_revision = self.state.revision(kind, id);
         self.state.apply(&Write { kind, id: id.to_owned(), expected_revision, document: Some(document) }).unwrap();
+        self.offset += 1;
+    }
+
+    pub(crate) fn delete(&mut self, kind: Kind, id: &str) {
+        let expected_revision = self.state.revision(kind, id);
+        self.state.apply(&Write { kind, id: id.to_owned(), expected_revision, document: None }).unwrap();
         self.offset += 1;
     }
 
@@ -227,7 +233,12 @@ impl Recorded {
 impl World {
     /// Shows what was written to `control`.
     pub(crate) fn publish(&self) {
-        let (state, offset) = (self.control.state.clone(), self.control.offset);
+        self.tell(&self.control);
+    }
+
+    /// Shows control as it is here.
+    pub(crate) fn tell(&self, control: &Control) {
+        let (state, offset) = (control.state.clone(), control.offset);
         self.publisher.publish(ControlSnapshot { state, offset, fresh_at: 0 });
     }
 

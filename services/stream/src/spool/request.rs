@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ledger::ids::ModelVersion;
 use ledger::time::Micros;
 use ledger::tokens::{TOKENS_MAX, TokenCounts};
 use schemas::event::EndReason;
@@ -214,6 +215,30 @@ impl OpenRequest {
         self.attempts = self.attempts.max(number + 1);
         if let Some(slot) = &mut self.slot {
             slot.attempt(number, replica);
+        }
+    }
+
+    /// The version that really serves the request, if it is another one than the admission says. It is written down anew, so
+    /// that a crash does not forget it; if the disk refuses that, it holds as long as the process lives.
+    pub fn serves(&mut self, version: &ModelVersion) {
+        if self.admission.version == *version {
+            return;
+        }
+        Arc::make_mut(&mut self.admission).version = version.clone();
+        let Some(slot) = &self.slot else { return };
+        let (request, slot) = (self.admission.request_id.0, slot.index());
+        let noted = serde_json::to_vec(&*self.admission).map_err(|error| AppendError::Disk(error.into()));
+        let noted = noted.and_then(|admission| {
+            let entry = Entry::Admitted { request, slot, admission };
+            let build = &mut |draft: &mut Draft<'_>| {
+                draft.push(&entry);
+                Ok(())
+            };
+            let log = &self.spool.0.log;
+            log.append(log.lock(), self.spool.0.clock.now(), build).1
+        });
+        if let Err(error) = noted {
+            tracing::warn!(request = %self.admission.request_id, %error, "the version that serves a request could not be written down");
         }
     }
 

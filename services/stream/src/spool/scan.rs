@@ -228,9 +228,15 @@ impl Scan {
             }
             Entry::Admitted { request, admission, .. } => {
                 let admission = serde_json::from_slice(&admission).map_err(|_| "an admission that cannot be read")?;
-                self.order += 1;
-                let open = OpenEntry { admission: Arc::new(admission), order: self.order, progress: None };
-                self.open.insert(request, open);
+                let admission = Arc::new(admission);
+                match self.open.get_mut(&request) {
+                    // Another version serves it than was thought at first.
+                    Some(open) => open.admission = admission,
+                    None => {
+                        self.order += 1;
+                        self.open.insert(request, OpenEntry { admission, order: self.order, progress: None });
+                    }
+                }
             }
             Entry::Progress { request, attempt, replica, tally } => {
                 if let Some(open) = self.open.get_mut(&request) {

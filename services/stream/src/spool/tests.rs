@@ -193,6 +193,24 @@ fn what_a_failed_sync_gave_up_is_written_again_by_the_next_process() {
 }
 
 #[test]
+fn the_version_that_really_serves_is_booked_after_a_crash_too() {
+    let disk = SimDisk::new();
+    let spool = start(&disk);
+    let mut request = spool.admit(admission(1, "a")).unwrap();
+    let before = request.admission().version.clone();
+    request.attempt(0, "r");
+    request.serves(&before);
+    request.serves(&"v-other".parse().unwrap());
+    request.received(3, 4, 0);
+    disk.kill();
+    let disk = disk.after_kill();
+    let Opened { recovery, .. } = open(&disk, BOOT, &settings(), &clock()).unwrap();
+    assert_eq!(recovery.lost.len(), 1, "it is one request");
+    let versions: Vec<_> = counts(&disk).iter().map(|event| event.version.to_string()).collect();
+    assert_eq!(versions, ["v-other"]);
+}
+
+#[test]
 fn a_segment_that_is_missing_stops_the_start() {
     for gone in [1, 2] {
         let disk = SimDisk::new();

@@ -1,10 +1,14 @@
 //! `[gateway]` of the configuration.
 
+mod routing;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use runtime::config::{Validate, byte_size, duration};
 use serde::{Deserialize, Serialize};
+
+pub use routing::{Ejection, Guard, Routing, RoutingPolicy};
 
 /// See the module. Each setting has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,8 @@ pub struct Settings {
     pub health_timeout: Duration,
     /// How long each step of a request may take.
     pub deadlines: Deadlines,
+    /// Which replica gets a request.
+    pub routing: Routing,
 }
 
 /// `[gateway.deadlines]`.
@@ -85,6 +91,7 @@ impl Default for Settings {
             health_interval: Duration::from_secs(1),
             health_timeout: Duration::from_secs(1),
             deadlines: Deadlines::default(),
+            routing: Routing::default(),
         }
     }
 }
@@ -143,6 +150,7 @@ impl Settings {
             let day = Duration::from_secs(86_400);
             check((Duration::from_millis(1)..=day).contains(&time), &format!("{name} must be 1ms to 1d"));
         }
+        wrong.extend(self.routing.validate().into_iter().map(|said| format!("gateway.{said}")));
         wrong
     }
 }

@@ -115,6 +115,35 @@ impl Refusal {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", SERVER, words).again(Duration::from_secs(1))
     }
 
+    /// `own`: it is the tenant that sends too much at once, not all of them together.
+    pub(crate) fn too_many_bytes(own: bool) -> Self {
+        if own {
+            let words = "Your requests that are open hold too many bytes at once. Wait for some of them to end.";
+            return Self::new(StatusCode::TOO_MANY_REQUESTS, "overloaded", "requests", words)
+                .again(Duration::from_secs(1));
+        }
+        Self::overloaded()
+    }
+
+    /// `own`: as above.
+    pub(crate) fn queue_full(own: bool) -> Self {
+        let (status, kind, words) = if own {
+            (
+                StatusCode::TOO_MANY_REQUESTS,
+                "requests",
+                "Too many of your requests wait already. Wait for some of them to end.",
+            )
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, SERVER, "Too many requests wait at the moment. Try again soon.")
+        };
+        Self::new(status, "queue_full", kind, words).again(Duration::from_secs(2))
+    }
+
+    pub(crate) fn queue_timeout() -> Self {
+        let words = "The request waited too long for a server that has room. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "queue_timeout", SERVER, words).again(Duration::from_secs(5))
+    }
+
     pub(crate) fn starting() -> Self {
         let words = "The server is starting. Try again soon.";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "starting", SERVER, words).again(Duration::from_secs(2))

@@ -1,7 +1,7 @@
 //! The gateway: a request's way from admission to its record.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -31,6 +31,7 @@ use crate::meter::scanner::Scanner;
 use crate::meter::streamed::{Streamed, Times};
 use crate::meter::whole;
 use crate::models;
+use crate::queue::{Entry, Need, NoTurn, Over, Queue, Turn};
 use crate::record::metrics::GatewayMetrics;
 use crate::record::{End, Meter, Recorder};
 use crate::route::metrics::RouteMetrics;
@@ -41,6 +42,9 @@ use crate::settings::Settings;
 const BYTES_PER_TOKEN: u64 = 4;
 /// The header that names a request, to the client and to the replica.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// How long the queue may take to stop once nothing is served any more.
+const STOP: Duration = Duration::from_secs(5);
 
 /// What a gateway is made of. No part of it needs Kafka by itself.
 #[derive(Debug)]
@@ -64,6 +68,7 @@ struct Inner {
     policy: ArcSwap<Policy>,
     limits: Limits,
     pool: Arc<Pool>,
+    queue: Arc<Queue>,
     recorder: Arc<Recorder>,
 }
 
@@ -79,13 +84,15 @@ impl Gateway {
     pub fn new(parts: Parts) -> Result<Self, MetricsError> {
         let Parts { settings, control, spool, metrics, clock } = parts;
         let pool = Arc::new(Pool::new(settings.routing.clone(), RouteMetrics::new(&metrics)?));
+        let queue = Queue::new(settings.queue.clone(), &settings.overload, Arc::clone(&pool), &metrics)?;
+        let queue = Arc::new(queue);
         let metrics = GatewayMetrics::new(&metrics)?;
         pool.take(&control.load().state);
         let policy = ArcSwap::from_pointee(Policy::of(&control.load().state));
         let limits = Limits::new(spool.clone(), metrics.reserved.clone());
         let client = Client::new(settings.deadlines.connect);
         let recorder = Arc::new(Recorder { spool, metrics, clock, cut: Shutdown::new() });
-        Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, recorder }), client))
+        Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, queue, recorder }), client))
     }
 
     /// Follows control, and asks replicas for their health and metrics, until shutdown.
@@ -97,6 +104,9 @@ impl Gateway {
         tasks.spawn("policy", drain, async move { gateway.follow_control(shutdown).await });
         let (pool, client, shutdown) = (Arc::clone(&self.0.pool), self.1.clone(), tasks.shutdown().clone());
         let (interval, timeout) = (settings.health_interval, settings.health_timeout);
+        // It ends with what is served, for which there is time after a stop.
+        let stop = settings.drain_notice + drain + STOP;
+        tasks.spawn("queue", stop, Arc::clone(&self.0.queue).run());
         let asked = health::watch(Arc::clone(&pool), client.clone(), interval, timeout, shutdown.clone());
         tasks.spawn("replica health", timeout * 2, asked);
         let guard = settings.routing.guard;
@@ -135,6 +145,10 @@ impl Gateway {
     /// The settings.
     pub fn settings(&self) -> &Settings {
         &self.0.settings
+    }
+
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.0.queue
     }
 
     pub(crate) fn recorder(&self) -> &Arc<Recorder> {
@@ -213,9 +227,15 @@ impl Gateway {
         let received_at = self.now();
         // Before the body is read, so that nobody fills memory who may not ask at all.
         let credential = Credential::of(&head.headers)?;
-        credential.caller(&inner.policy.load(), received_at)?.may(Scope::Generate)?;
+        let room = {
+            let policy = inner.policy.load();
+            let caller = credential.caller(&policy, received_at)?;
+            caller.may(Scope::Generate)?;
+            inner.queue.bodies().take(&caller.tenant.id, 0).map_err(body::refusal)?
+        };
         let settings = &inner.settings;
-        let body = body::take(&head.headers, body, settings.max_body_bytes, settings.deadlines.body).await?;
+        let (body, held) =
+            body::take(&head.headers, body, room, settings.max_body_bytes, settings.deadlines.body).await?;
         let ask = Ask::read(endpoint, &body)?;
         // And again: the body may have taken its time.
         let policy = inner.policy.load_full();
@@ -238,25 +258,45 @@ impl Gateway {
         if !policy.has_price(&model.id, caller.tenant.currency, received_at) {
             inner.recorder.metrics.unpriced.with_label_values(&[model.id.as_str()]).inc();
         }
-        let version = inner.pool.version(&model.id, id).unwrap_or_else(|| model.version.clone());
-        let admission = admission(id, &caller, model, version, &ask, received_at);
-        let meter = inner.recorder.admit(admission, &caller.tenant, reservation, begun)?;
         let salt = [caller.tenant.id.as_str(), model.id.as_str()];
         let prefix = Prefix::new(&salt, ask.prompt_pieces(&body), ask.prompt_bytes / BYTES_PER_TOKEN);
         let (plan, stream) = (&caller.tenant.plan_id, ask.stream);
         let want = Want { model: &model.id, plan, request: id, prefix: &prefix, stream };
+        let need = Need {
+            tenant: &caller.tenant,
+            base: model.base.as_ref().unwrap_or(&model.id),
+            want,
+            tokens: expected(&ask, max_tokens, settings),
+            bytes: held.amount(),
+            total: tokio::time::Instant::now() + settings.deadlines.total,
+        };
+        // Before anything of it is written: who sends more than may wait fills no log with it.
+        let entry = inner.queue.enter(&need).map_err(|over| Refusal::queue_full(over == Over::Own))?;
+        let version = inner.pool.version(&model.id, id).unwrap_or_else(|| model.version.clone());
+        let admission = admission(id, &caller, model, version, &ask, received_at);
+        let meter = inner.recorder.admit(admission, &caller.tenant, reservation, begun)?;
         let asked = Asked { ask: &ask, body: &body, max_tokens };
-        let mut response = self.forward(asked, want, meter).await;
+        let mut response = self.forward(asked, need, entry, meter).await;
         show(&standing, response.headers_mut());
         Ok(response)
     }
 
-    async fn forward(&self, asked: Asked<'_>, want: Want<'_>, mut meter: Meter) -> Response<Body> {
+    /// Waits for its turn, sends it, and passes the answer on.
+    async fn forward(&self, asked: Asked<'_>, need: Need<'_>, entry: Entry, mut meter: Meter) -> Response<Body> {
         let (inner, ask) = (&*self.0, asked.ask);
         let deadlines = &inner.settings.deadlines;
-        let total = tokio::time::Instant::now() + deadlines.total;
+        let total = need.total;
+        let Turn { lease, charge, waited } = match inner.queue.turn(&need, entry).await {
+            Ok(turn) => turn,
+            Err(no) => {
+                let failure = Failure::NoTurn(no);
+                inner.recorder.metrics.refused.with_label_values(&[failure.refusal().code]).inc();
+                return give_up(failure, meter).await;
+            }
+        };
+        meter.has_turn(charge, waited);
         let call = Call {
-            want,
+            want: need.want,
             asked,
             path: ask.endpoint.path(),
             request_id: id_header(meter.request_id()),
@@ -264,7 +304,7 @@ impl Gateway {
             first_byte: if ask.stream { deadlines.first_byte } else { deadlines.whole_answer },
             total,
         };
-        let answering = match dispatch(&self.1, &inner.pool, &call, &mut meter).await {
+        let answering = match dispatch(&self.1, &inner.pool, &call, lease, &mut meter).await {
             Ok(answering) => answering,
             Err(failure) => return give_up(failure, meter).await,
         };
@@ -307,15 +347,17 @@ impl Gateway {
             meter.received(crate::meter::counts::Totals { input: 0, output, reasoning: 0 });
         }
         let aborted = said.choices.iter().any(|choice| choice.aborted);
+        let reason = if aborted { EndReason::UpstreamError } else { EndReason::Complete };
+        let (spool, end) =
+            (meter.spool(), End { reason, status: status.as_u16(), error_code: None, usage: said.usage });
+        let finished = meter.finish(end);
+        // After that: who is next is decided by what this one has used.
         if aborted {
             lease.failed("it gave up its answer")
         } else {
             lease.served()
         }
-        let reason = if aborted { EndReason::UpstreamError } else { EndReason::Complete };
-        let (spool, end) =
-            (meter.spool(), End { reason, status: status.as_u16(), error_code: None, usage: said.usage });
-        Meter::durable(&spool, meter.finish(end)).await;
+        Meter::durable(&spool, finished).await;
         let mut answer = Response::new(Body::from(body));
         *answer.status_mut() = status;
         *answer.headers_mut() = passed_on(&head.headers);
@@ -337,6 +379,13 @@ pub(crate) fn balance_of(limits: &Limits, balance: &BalanceUpdated) {
     };
     let tenant: &TenantId = &balance.tenant_id;
     limits.balance(tenant, Period { from, to }, balance.as_of, tokens);
+}
+
+/// Tokens that a request is expected to use, for the queue: the bound of its input, and no more output than most ask for.
+fn expected(ask: &Ask, max_tokens: Option<u64>, settings: &Settings) -> u64 {
+    let usual = settings.queue.expected_output_tokens;
+    let output = ask.max_tokens.or(max_tokens).map_or(usual, |most| most.min(usual));
+    ask.input_bound(settings.template_overhead_tokens).saturating_add(ask.output_bound(output))
 }
 
 fn admission(
@@ -381,7 +430,15 @@ async fn give_up(failure: Failure, meter: Meter) -> Response<Body> {
             (End { reason, status, error_code, usage: None }, response)
         }
         Failure::Deadline => (End::refused(EndReason::Deadline, &refusal), refusal.response()),
-        Failure::NoReplica | Failure::Broken => (End::refused(EndReason::UpstreamError, &refusal), refusal.response()),
+        Failure::NoTurn(no) => {
+            let reason = match no {
+                NoTurn::Expired | NoTurn::Deadline => EndReason::Deadline,
+                NoTurn::Draining => EndReason::Drained,
+                NoTurn::NoReplica => EndReason::UpstreamError,
+            };
+            (End::refused(reason, &refusal), refusal.response())
+        }
+        Failure::Broken => (End::refused(EndReason::UpstreamError, &refusal), refusal.response()),
     };
     let spool = meter.spool();
     Meter::durable(&spool, meter.finish(end)).await;

@@ -10,6 +10,7 @@ mod gateway;
 mod meter;
 mod models;
 mod object;
+mod queue;
 mod record;
 mod route;
 mod run;
@@ -18,7 +19,9 @@ mod settings;
 
 pub use gateway::{Gateway, Parts};
 pub use run::{Error, RunSettings, run};
-pub use settings::{Deadlines, Ejection, Guard, Routing, RoutingPolicy, Settings};
+pub use settings::{
+    Deadlines, Ejection, FloorPercent, Guard, Overload, QueueSettings, Routing, RoutingPolicy, Settings,
+};
 
 /// The body of an answer.
 pub(crate) type Body = axum::body::Body;

@@ -72,6 +72,7 @@ impl Gateway {
         shutdown: Shutdown,
     ) -> std::io::Result<()> {
         let serving = readiness.condition("serving", "starting");
+        let _stop = StopQueue(&self);
         let workers = Workers::start(self.settings().threads)?;
         let own = runtime::http::routes(metrics, readiness);
         let site = |_| Site { own: own.clone(), gateway: Some(self.at_worker()) };
@@ -96,6 +97,7 @@ impl Gateway {
         }
         drop(listener);
         closing.trigger();
+        self.queue().close();
         let all = async { while connections.join_next().await.is_some() {} };
         if tokio::time::timeout(self.settings().drain(), all).await.is_err() {
             tracing::warn!(open = connections.len(), "ending the requests that are still open");
@@ -103,6 +105,15 @@ impl Gateway {
             connections.shutdown().await;
         }
         Ok(())
+    }
+}
+
+/// Nobody waits for a turn once nothing is served, however that came about.
+struct StopQueue<'a>(&'a Gateway);
+
+impl Drop for StopQueue<'_> {
+    fn drop(&mut self) {
+        self.0.queue().stop();
     }
 }
 

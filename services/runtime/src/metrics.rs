@@ -1,7 +1,7 @@
 //! The names of every metric in the product, in one list, and the registry of a process.
 
 use prometheus::{Encoder as _, HistogramOpts, Opts, Registry, TextEncoder};
-pub use prometheus::{Error, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+pub use prometheus::{Error, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 /// The content type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -51,6 +51,11 @@ names! {
     GatewayEstimated = "tollgate_gateway_estimated_total", "Requests whose counts the engine did not give to the end, by reason.";
     GatewayUnpriced = "tollgate_gateway_unpriced_total", "Requests for a model without a price, by model. An alarm: they are billed as unrated lines.";
     GatewayUnmetered = "tollgate_gateway_unmetered_total", "Requests served while the spool was full, as the tenant's plan chose. An alarm: their usage is lost.";
+    GatewayQueueTime = "tollgate_gateway_queue_seconds", "Time that a request waited for its turn at a replica, by plan; 0 for those that went at once.";
+    GatewayQueueLength = "tollgate_gateway_queue_length", "Requests that wait for a replica, by tier and plan.";
+    GatewayQueueLeft = "tollgate_gateway_queue_left_total", "Requests that had to wait, by what became of it: served, full, timeout, no_replica, deadline, draining, cancelled.";
+    GatewayQueueFairness = "tollgate_gateway_queue_fairness", "Jain's index of what tenants that wait were served by their weight within a minute, by model and tier: 1 when all were served alike.";
+    GatewayBodyBytes = "tollgate_gateway_body_bytes", "Bytes of request bodies in memory.";
     GatewayReservedTokens = "tollgate_gateway_reserved_tokens", "Tokens held by open reservations.";
     // control state, in every role that reads it
     ControlOffset = "tollgate_control_offset", "The next offset of the control log that this process will apply.";
@@ -144,6 +149,14 @@ impl Metrics {
     /// See [`Metrics::counter`].
     pub fn gauges(&self, name: Name, labels: &[&str]) -> Result<IntGaugeVec, Error> {
         self.keep(IntGaugeVec::new(opts(name), labels)?)
+    }
+
+    /// A figure with a fraction, per combination of labels.
+    ///
+    /// # Errors
+    /// See [`Metrics::counter`].
+    pub fn ratios(&self, name: Name, labels: &[&str]) -> Result<GaugeVec, Error> {
+        self.keep(GaugeVec::new(opts(name), labels)?)
     }
 
     /// A distribution, with the upper bounds of its buckets (for durations: [`SECONDS`]).

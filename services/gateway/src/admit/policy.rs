@@ -54,6 +54,8 @@ impl Key {
 pub(crate) struct Model {
     pub id: ModelId,
     pub version: ModelVersion,
+    /// The model whose replicas answer, if this one is an adapter of it.
+    pub base: Option<ModelId>,
     /// Plans that may use it; none for all.
     plans: Option<Vec<PlanId>>,
 }
@@ -82,7 +84,7 @@ impl Policy {
                     let (version, plans) = (model.version.clone(), model.plans.clone());
                     let names = std::iter::once(&id).chain(&model.aliases).map(|name| name.as_str().to_owned());
                     let names: Vec<_> = names.collect();
-                    let model = Arc::new(Model { id, version, plans });
+                    let model = Arc::new(Model { id, version, base: model.base.clone(), plans });
                     policy.models.extend(names.into_iter().map(|name| (name, Arc::clone(&model))));
                 }
                 _ => {}

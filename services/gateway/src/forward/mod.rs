@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::admit::request::Ask;
 use crate::error::Refusal;
+use crate::queue::NoTurn;
 use crate::record::Meter;
 use crate::route::{Lease, Pool, Want};
 pub(crate) use client::{Client, Incoming};
@@ -88,8 +89,8 @@ impl ReplicaError {
 /// Why nobody answers.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// No replica is up.
-    NoReplica,
+    /// It got no turn.
+    NoTurn(NoTurn),
     /// Those that were asked broke or could not be reached, or answered what is no answer.
     Broken,
     /// The time is over.
@@ -102,7 +103,12 @@ impl Failure {
     /// What the client is told when there is no answer of a replica to pass on.
     pub(crate) fn refusal(&self) -> Refusal {
         match self {
-            Self::NoReplica => Refusal::no_replica(),
+            Self::NoTurn(no) => match no {
+                NoTurn::Expired => Refusal::queue_timeout(),
+                NoTurn::NoReplica => Refusal::no_replica(),
+                NoTurn::Deadline => Refusal::deadline(),
+                NoTurn::Draining => Refusal::draining(),
+            },
             Self::Broken | Self::Error(_) => Refusal::upstream(),
             Self::Deadline => Refusal::deadline(),
         }
@@ -138,7 +144,7 @@ enum Ended {
     Again { failure: Failure, sent: bool },
 }
 
-/// Finds a replica that answers. Each try is an attempt of the meter.
+/// Finds a replica that answers: the one whose turn it is, else another one. Each try is an attempt of the meter.
 ///
 /// # Errors
 /// What the last try came to.
@@ -146,12 +152,13 @@ pub(crate) async fn dispatch(
     client: &Client,
     pool: &Pool,
     call: &Call<'_>,
+    lease: Lease,
     meter: &mut Meter,
 ) -> Result<Answering, Failure> {
     pool.budget().request();
-    let (mut tried, mut last, mut pays) = (Vec::new(), Failure::NoReplica, false);
+    let (mut turn, mut tried, mut last, mut pays) = (Some(lease), Vec::new(), Failure::Broken, false);
     for number in 0..call.attempts {
-        let Some(lease) = pool.pick_anyway(&call.want, &tried) else { break };
+        let Some(lease) = turn.take().or_else(|| pool.pick_anyway(&call.want, &tried)) else { break };
         if pays && !pool.budget().retry() {
             pool.retry_refused();
             break;

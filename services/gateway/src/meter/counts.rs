@@ -15,6 +15,13 @@ pub(crate) struct Totals {
     pub reasoning: u64,
 }
 
+impl Totals {
+    /// All of them.
+    pub(crate) fn sum(self) -> u64 {
+        self.input.saturating_add(self.output).saturating_add(self.reasoning)
+    }
+}
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Told {
     usage: bool,

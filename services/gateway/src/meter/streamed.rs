@@ -133,13 +133,15 @@ impl Streamed {
 
     fn finish(&mut self, reason: EndReason, error_code: Option<String>) -> Ended {
         let Some(meter) = self.meter.take() else { return Ended(None, None) };
-        self.let_go(reason, error_code.as_deref());
+        let code = error_code.clone();
         let (spool, status) = (meter.spool(), meter.status());
         let usage = self.scanner.sum();
         if self.scanner.is_estimated() && usage.is_none() {
             tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: pieces of the answer were counted in its place");
         }
         let finished = meter.finish(End { reason, status, error_code, usage });
+        // After that: who is next is decided by what this one has used.
+        self.let_go(reason, code.as_deref());
         Ended(Some(spool), finished)
     }
 

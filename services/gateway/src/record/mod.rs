@@ -3,7 +3,7 @@
 pub(crate) mod metrics;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ledger::control::WhenSpoolFull;
 use ledger::ids::{ModelId, ModelVersion, ReplicaId, RequestId};
@@ -20,6 +20,7 @@ use crate::admit::policy::Tenant;
 use crate::error::Refusal;
 use crate::meter::chunk::Usage;
 use crate::meter::counts::Totals;
+use crate::queue::Charge;
 use metrics::GatewayMetrics;
 
 /// What every record needs, shared.
@@ -59,6 +60,10 @@ pub(crate) struct Meter {
     /// Gone once the request has ended.
     open: Option<OpenRequest>,
     reservation: Option<Reservation>,
+    /// What the queue has charged the tenant; given back as the request ends, but for what was used.
+    charge: Option<Charge>,
+    /// For its turn: time that is not the gateway's own.
+    waited: Duration,
     begun: Instant,
     status: u16,
     dispatched_at: Option<Micros>,
@@ -101,6 +106,8 @@ impl Recorder {
             admission: Arc::new(admission),
             open: Some(open),
             reservation: Some(reservation),
+            charge: None,
+            waited: Duration::ZERO,
             begun,
             status: 0,
             dispatched_at: None,
@@ -122,10 +129,15 @@ impl Meter {
         Micros(self.recorder.clock.now())
     }
 
+    /// The request has its turn.
+    pub(crate) fn has_turn(&mut self, charge: Charge, waited: Duration) {
+        (self.charge, self.waited) = (Some(charge), waited);
+    }
+
     /// A try at a replica begins, at this version of the model.
     pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId, version: &ModelVersion) {
         if number == 0 {
-            self.recorder.metrics.overhead.observe(self.begun.elapsed().as_secs_f64());
+            self.recorder.metrics.overhead.observe(self.begun.elapsed().saturating_sub(self.waited).as_secs_f64());
         }
         self.dispatched_at = Some(self.now());
         self.answering = Some(replica.clone());
@@ -165,6 +177,9 @@ impl Meter {
     /// Running totals, before the frame they came with is handed on. Bills a part when it is due.
     pub(crate) fn received(&mut self, totals: Totals) {
         (self.totals, self.received) = (totals, true);
+        if let Some(charge) = &mut self.charge {
+            charge.used(totals.sum());
+        }
         let now = self.now();
         let (Some(open), Some(reservation)) = (&mut self.open, &mut self.reservation) else { return };
         open.received(totals.input, totals.output, totals.reasoning);
@@ -190,6 +205,9 @@ impl Meter {
     fn end(&mut self, end: End) -> Option<Finished> {
         let (open, reservation) = (self.open.take()?, self.reservation.take()?);
         let counts = end.usage.and_then(|usage| self.split(usage));
+        if let (Some(mut charge), Some(counts)) = (self.charge.take(), counts) {
+            charge.used(counts.total().unwrap_or(u64::MAX));
+        }
         let billed = match counts {
             Some(counts) => Billed::Final(counts),
             None if self.received => Billed::Running,

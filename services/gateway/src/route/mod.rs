@@ -137,7 +137,6 @@ impl Pool {
 
     /// Fires when there may be room again: a request has ended, a replica is up, control has changed. It is meant for one
     /// who waits: each firing wakes one, or is kept for the next that waits.
-    #[allow(dead_code, reason = "the queue waits on it")]
     pub(crate) fn changed(&self) -> &Notify {
         &self.shared.changed
     }
@@ -161,7 +160,6 @@ impl Pool {
     }
 
     /// The one to ask next.
-    #[allow(dead_code, reason = "the queue picks")]
     pub(crate) fn pick(&self, want: &Want<'_>, tried: &[ReplicaId]) -> Picked {
         self.pick_if(want, tried, true)
     }

@@ -22,7 +22,7 @@ const SHARDS: usize = 16;
 pub(super) type Number = u16;
 
 /// The text of a prompt as routing sees it, with its hashes once they are asked for.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Prefix {
     salt: u64,
     /// In the order in which the engine's template puts them.

@@ -1,5 +1,7 @@
 //! `[gateway]` of the configuration.
 
+mod overload;
+mod queue;
 mod routing;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -8,6 +10,8 @@ use std::time::Duration;
 use runtime::config::{Validate, byte_size, duration};
 use serde::{Deserialize, Serialize};
 
+pub use overload::Overload;
+pub use queue::{FloorPercent, QueueSettings};
 pub use routing::{Ejection, Guard, Routing, RoutingPolicy};
 
 /// See the module. Each setting has a default.
@@ -49,6 +53,10 @@ pub struct Settings {
     pub deadlines: Deadlines,
     /// Which replica gets a request.
     pub routing: Routing,
+    /// How requests wait, and who goes next.
+    pub queue: QueueSettings,
+    /// What is shed before memory grows.
+    pub overload: Overload,
 }
 
 /// `[gateway.deadlines]`.
@@ -92,6 +100,8 @@ impl Default for Settings {
             health_timeout: Duration::from_secs(1),
             deadlines: Deadlines::default(),
             routing: Routing::default(),
+            queue: QueueSettings::default(),
+            overload: Overload::default(),
         }
     }
 }
@@ -150,7 +160,12 @@ impl Settings {
             let day = Duration::from_secs(86_400);
             check((Duration::from_millis(1)..=day).contains(&time), &format!("{name} must be 1ms to 1d"));
         }
-        wrong.extend(self.routing.validate().into_iter().map(|said| format!("gateway.{said}")));
+        let parts = [
+            self.routing.validate(),
+            self.queue.validate(self.max_body_bytes),
+            self.overload.validate(self.max_body_bytes),
+        ];
+        wrong.extend(parts.concat().into_iter().map(|said| format!("gateway.{said}")));
         wrong
     }
 }

@@ -7,6 +7,7 @@ mod answers;
 mod cut;
 mod failing;
 mod limits;
+mod queue;
 mod refusals;
 mod routing;
 mod world;

@@ -96,6 +96,15 @@ impl Control {
         self.key_as(key, |document| (document.revoked, document.expires_at) = (revoked, expires_at));
     }
 
+    /// Another tenant, with a plan and a key of its own.
+    pub(crate) fn tenant(&mut self, tenant: &str, plan: Plan, key: &str) {
+        let plan_id = format!("plan-{tenant}");
+        self.put(&plan_id, Document::Plan(plan));
+        let document = Tenant::new(tenant, plan_id.parse().unwrap(), "USD".parse().unwrap(), chrono_tz::UTC);
+        self.put(tenant, Document::Tenant(document));
+        self.key_as(key, |document| document.tenant = tenant.parse().unwrap());
+    }
+
     /// A key of the tenant's project `search`, unless `change` says otherwise.
     pub(crate) fn key_as(&mut self, key: &str, change: impl FnOnce(&mut ApiKey)) {
         let sha256 = Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -131,8 +140,11 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new(replicas: &[&Simulator]) -> Self {
+        let mut settings = Settings::default();
+        // Tests of what is refused need not wait for a replica that will not come.
+        settings.queue.no_replica_wait = Duration::ZERO;
         Self {
-            settings: Settings::default(),
+            settings,
             plan: unlimited(),
             replicas: replicas.iter().map(|replica| replica.url()).collect(),
             spool: SpoolSettings::default(),
@@ -341,6 +353,7 @@ impl World {
         assert_eq!(self.metric("tollgate_gateway_requests_in_flight"), 0.0);
         assert_eq!(self.metric("tollgate_gateway_reserved_tokens"), 0.0);
         assert_eq!(self.metric("tollgate_gateway_replica_active_requests"), 0.0);
+        assert_eq!(self.metric("tollgate_gateway_queue_length"), 0.0);
     }
 }
 

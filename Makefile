@@ -24,6 +24,7 @@ dev: setup
 # The end-to-end tests start the binary as a user would, so it is built first. The house rules read the dependencies of
 # every platform, offline; a build fetches only this platform's.
 test: setup
+	@deploy/local/clients.sh
 	$(CARGO) fetch --locked
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --workspace --no-fail-fast $(ARGS)

@@ -1,4 +1,4 @@
-# Shared by kafka.sh and clickhouse.sh (sourced, never run): where tools go, what must be there, one installer at a time.
+# Shared by kafka.sh, clickhouse.sh and clients.sh (sourced, never run): where tools go, what must be there, one installer at a time.
 # shellcheck shell=sh
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)

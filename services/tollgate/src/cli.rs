@@ -273,6 +273,9 @@ pub(crate) struct EmbeddedVllm {
     /// Tokens after which its answers end by themselves; without it, only limits end them
     #[arg(long, value_name = "TOKENS")]
     pub(crate) output_tokens: Option<u32>,
+    /// The model only reads: it serves embeddings, scores and ranks, and no text
+    #[arg(long)]
+    pub(crate) pooling: bool,
 }
 
 /// The ClickHouse engine behind its HTTP interface, alone or as a child of `dev`.

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use embedded::clickhouse::ClickHouseSettings;
-use embedded::vllm::{SimulatorError, SimulatorSettings};
+use embedded::vllm::{Runner, SimulatorError, SimulatorSettings};
 use runtime::Shutdown;
 use tokio::net::TcpListener;
 
@@ -23,6 +23,7 @@ pub(crate) async fn vllm(options: EmbeddedVllm, shutdown: Shutdown) -> Result<()
     let settings = SimulatorSettings {
         listen,
         models: options.models,
+        runner: if options.pooling { Runner::Pooling } else { Runner::Generate },
         time_to_first_token_us: micros(options.time_to_first_token),
         time_per_output_token_us: micros(options.time_per_output_token),
         default_output_tokens: options.output_tokens,

@@ -1,9 +1,10 @@
 //! What a client is told when there is no answer for it: OpenAI's error shape, with codes that stay.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::Body;
 
@@ -15,20 +16,34 @@ pub(crate) struct Refusal {
     kind: &'static str,
     message: Cow<'static, str>,
     pub param: Option<&'static str>,
-    retry_after: Option<Duration>,
+    /// Milliseconds.
+    retry_after: Option<NonZeroU32>,
     allow: Option<&'static str>,
+    limited_by: Option<&'static str>,
 }
+
+/// Which limit of which level has no room: `key.requests_per_minute`.
+const LIMITED_BY: HeaderName = HeaderName::from_static("x-tollgate-limited-by");
 
 const INVALID: &str = "invalid_request_error";
 const SERVER: &str = "server_error";
 
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, kind: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, code, kind, message: message.into(), param: None, retry_after: None, allow: None }
+        Self {
+            status,
+            code,
+            kind,
+            message: message.into(),
+            param: None,
+            retry_after: None,
+            allow: None,
+            limited_by: None,
+        }
     }
 
     fn again(self, after: Duration) -> Self {
-        Self { retry_after: Some(after), ..self }
+        Self { retry_after: millis(after), ..self }
     }
 
     pub(crate) fn invalid_api_key() -> Self {
@@ -93,7 +108,22 @@ impl Refusal {
 
     pub(crate) fn rate_limited(what: &'static str, words: String, after: Option<Duration>) -> Self {
         let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded", what, words);
-        Self { retry_after: after, ..refusal }
+        after.into_iter().fold(refusal, Self::again)
+    }
+
+    pub(crate) fn concurrent_requests(words: String, after: Option<Duration>) -> Self {
+        let refusal = Self::new(StatusCode::TOO_MANY_REQUESTS, "concurrent_requests", "requests", words);
+        after.into_iter().fold(refusal, Self::again)
+    }
+
+    /// Says which limit it was, for programs.
+    pub(crate) fn limited_by(self, limit: &'static str) -> Self {
+        Self { limited_by: Some(limit), ..self }
+    }
+
+    /// Which limit it was, if it was one.
+    pub(crate) const fn limit(&self) -> Option<&'static str> {
+        self.limited_by
     }
 
     pub(crate) fn insufficient_quota(words: String) -> Self {
@@ -186,8 +216,12 @@ impl Refusal {
 
     fn headers(&self, headers: &mut HeaderMap) {
         if let Some(after) = self.retry_after {
-            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.get().div_ceil(1000)));
+            // OpenAI's and Anthropic's clients look here first.
+            headers.insert("retry-after-ms", HeaderValue::from(after.get()));
+        }
+        if let Some(limit) = self.limited_by {
+            headers.insert(LIMITED_BY, HeaderValue::from_static(limit));
         }
         if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after.is_none() {
             // What no waiting mends: OpenAI's clients would else try again at once.
@@ -200,6 +234,12 @@ impl Refusal {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
     }
+}
+
+/// Rounded up.
+fn millis(after: Duration) -> Option<NonZeroU32> {
+    let millis = u32::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
+    NonZeroU32::new(millis.max(1))
 }
 
 /// What the client said, as far as it is worth repeating.
@@ -247,5 +287,6 @@ mod tests {
         assert_eq!(error["error"]["type"], "invalid_request_error");
         let limited = Refusal::rate_limited("tokens", "Wait.".into(), Some(Duration::from_millis(1200))).response();
         assert_eq!((limited.status().as_u16(), limited.headers()[header::RETRY_AFTER].to_str().unwrap()), (429, "2"));
+        assert_eq!(limited.headers()["retry-after-ms"].to_str().unwrap(), "1200");
     }
 }

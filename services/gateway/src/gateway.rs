@@ -22,7 +22,8 @@ use crate::Body;
 use crate::admit::auth::Credential;
 use crate::admit::body;
 use crate::admit::caller::Caller;
-use crate::admit::limits::{Limits, Room, show};
+use crate::admit::limits::told::{Names, show};
+use crate::admit::limits::{Limits, Room};
 use crate::admit::policy::{Model, Policy};
 use crate::admit::request::{Ask, Endpoint};
 use crate::error::Refusal;
@@ -86,10 +87,10 @@ impl Gateway {
         let pool = Arc::new(Pool::new(settings.routing.clone(), RouteMetrics::new(&metrics)?));
         let queue = Queue::new(settings.queue.clone(), &settings.overload, Arc::clone(&pool), &metrics)?;
         let queue = Arc::new(queue);
+        let limits = Limits::new(spool.clone(), &metrics)?;
         let metrics = GatewayMetrics::new(&metrics)?;
         pool.take(&control.load().state);
         let policy = ArcSwap::from_pointee(Policy::of(&control.load().state));
-        let limits = Limits::new(spool.clone(), metrics.reserved.clone());
         let client = Client::new(settings.deadlines.connect);
         let recorder = Arc::new(Recorder { spool, metrics, clock, cut: Shutdown::new() });
         Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, queue, recorder }), client))
@@ -245,13 +246,14 @@ impl Gateway {
         if !caller.tenant.may_use(model) {
             return Err(Refusal::model_not_allowed(model.id.as_str()));
         }
-        let (standing, room) = inner.limits.reserve(&caller.tenant, &ask, settings, self.now());
+        let now = self.now();
+        let (standing, room) = inner.limits.reserve(&caller, &model.id, &ask, settings, now);
         let Room { reservation, max_tokens } = match room {
             Ok(room) => room,
             Err(refusal) => {
                 inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
                 let mut response = refusal.response();
-                show(&standing, response.headers_mut());
+                show(&standing, Names::OpenAi, now, response.headers_mut());
                 return Ok(response);
             }
         };
@@ -277,7 +279,7 @@ impl Gateway {
         let meter = inner.recorder.admit(admission, &caller.tenant, reservation, begun)?;
         let asked = Asked { ask: &ask, body: &body, max_tokens };
         let mut response = self.forward(asked, need, entry, meter).await;
-        show(&standing, response.headers_mut());
+        show(&standing, Names::OpenAi, now, response.headers_mut());
         Ok(response)
     }
 

@@ -20,7 +20,7 @@ mod settings;
 pub use gateway::{Gateway, Parts};
 pub use run::{Error, RunSettings, run};
 pub use settings::{
-    Deadlines, Ejection, FloorPercent, Guard, Overload, QueueSettings, Routing, RoutingPolicy, Settings,
+    Deadlines, Ejection, FloorPercent, Guard, LimitSettings, Overload, QueueSettings, Routing, RoutingPolicy, Settings,
 };
 
 /// The body of an answer.

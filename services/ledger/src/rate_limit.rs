@@ -31,10 +31,12 @@ pub enum RateLimited {
     },
 }
 
-/// One limit of one tenant. Full at first.
+/// One limit of one tenant, project or key. Full at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MinuteLimit {
     limit: u64,
+    /// So many buckets share the limit without knowing of each other: in each, everything costs so many times as much.
+    shares: u32,
     level: i128,
     at: Micros,
 }
@@ -42,30 +44,60 @@ pub struct MinuteLimit {
 impl MinuteLimit {
     /// A full bucket of `limit` per minute.
     pub fn new(limit: u64, now: Micros) -> Self {
-        Self { limit, level: i128::from(limit) * MINUTE, at: now }
+        Self { limit, shares: 1, level: i128::from(limit) * MINUTE, at: now }
     }
 
     /// Takes `amount`, or says how long to wait.
     pub fn take(&mut self, amount: u64, now: Micros) -> Result<(), RateLimited> {
+        self.check(amount, now)?;
+        self.level -= self.cost(amount);
+        Ok(())
+    }
+
+    /// Whether `amount` could be taken now, and if not, how long to wait.
+    pub fn check(&mut self, amount: u64, now: Micros) -> Result<(), RateLimited> {
         if amount > self.limit {
             return Err(RateLimited::TooLarge { limit: self.limit, asked: amount });
         }
         self.refill(now);
-        let missing = i128::from(amount) * MINUTE - self.level;
+        // What fits the limit but not a share of it passes when the share is full, and leaves a debt.
+        let missing = self.cost(amount).min(self.full()) - self.level;
         if missing > 0 {
             let wait = div_up(missing, i128::from(self.limit));
             let wait_micros = u64::try_from(wait).unwrap_or(u64::MAX);
             return Err(RateLimited::Wait { limit: self.limit, asked: amount, wait_micros });
         }
-        self.level -= i128::from(amount) * MINUTE;
         Ok(())
     }
 
     /// Replaces what was taken for a request by what it really used. Using more than was taken leaves a debt.
     pub fn correct(&mut self, taken: u64, used: u64, now: Micros) {
         self.refill(now);
-        self.level += (i128::from(taken) - i128::from(used)) * MINUTE;
+        self.level += self.cost(taken) - self.cost(used);
         self.level = self.level.min(self.full());
+    }
+
+    /// From now on this bucket is one of so many that share the limit; 1 to have it alone. Its level stays the level that
+    /// all of them have together.
+    pub fn share(&mut self, among: u32) {
+        self.shares = among.max(1);
+    }
+
+    /// What is missing of this bucket's share until it is full, rounded up.
+    pub fn missing(&mut self, now: Micros) -> u64 {
+        self.refill(now);
+        u64::try_from(div_up(self.full() - self.level, MINUTE * i128::from(self.shares))).unwrap_or(u64::MAX)
+    }
+
+    /// The level as another keeper of this limit knows it now: in thousandths of a minute's worth of one. `level` may be
+    /// a debt.
+    pub fn set_level_millis(&mut self, level: i64, now: Micros) {
+        self.at = self.at.max(now);
+        self.level = (i128::from(level) * (MINUTE / 60_000)).min(self.full());
+    }
+
+    fn cost(&self, amount: u64) -> i128 {
+        i128::from(amount) * MINUTE * i128::from(self.shares)
     }
 
     /// Goes on with another limit; what was used of the old one stays used.
@@ -83,10 +115,10 @@ impl MinuteLimit {
     /// What could be taken now.
     pub fn remaining(&mut self, now: Micros) -> u64 {
         self.refill(now);
-        u64::try_from(self.level / MINUTE).unwrap_or(0)
+        u64::try_from(self.level / MINUTE / i128::from(self.shares)).unwrap_or(0)
     }
 
-    /// Micros until it is full again.
+    /// Micros until it is full again; of a limit of nothing, 0.
     pub fn full_in(&mut self, now: Micros) -> u64 {
         self.refill(now);
         match i128::from(self.limit) {
@@ -156,7 +188,51 @@ mod tests {
         assert_eq!(none.full_in(Micros(SECOND)), 0);
     }
 
+    #[test]
+    fn a_share_of_a_limit_lets_large_requests_pass_when_it_is_full() {
+        let mut share = MinuteLimit::new(90, Micros(0));
+        share.take(30, Micros(0)).unwrap();
+        share.share(3);
+        assert_eq!((share.remaining(Micros(0)), share.missing(Micros(0))), (20, 10));
+        let refused = share.take(40, Micros(0));
+        assert_eq!(refused, Err(RateLimited::Wait { limit: 90, asked: 40, wait_micros: 20_000_000 }));
+        share.take(40, Micros(20 * SECOND)).unwrap();
+        assert!(share.take(1, Micros(39 * SECOND)).is_err(), "it is in debt");
+        share.correct(40, 30, Micros(39 * SECOND));
+        assert!(share.take(28, Micros(79 * SECOND)).is_ok());
+        share.share(1);
+        share.set_level_millis(-60_000, Micros(79 * SECOND));
+        assert_eq!(
+            share.take(1, Micros(79 * SECOND)),
+            Err(RateLimited::Wait { limit: 90, asked: 1, wait_micros: 1_333_334 })
+        );
+        let mut one = MinuteLimit::new(1, Micros(0));
+        one.share(3);
+        one.take(1, Micros(0)).unwrap();
+        assert!(one.take(1, Micros(179 * SECOND)).is_err() && one.take(1, Micros(180 * SECOND)).is_ok());
+    }
+
     proptest! {
+        /// Buckets that share a limit let pass no more than the limit together.
+        #[test]
+        fn shares_add_up_to_the_limit(limit in 1u64..1000, shares in 1u32..5, steps in prop::collection::vec((0u64..1200, 0i64..10_000_000, 0usize..5), 1..80)) {
+            let mut buckets = vec![MinuteLimit::new(limit, Micros(0)); shares as usize];
+            for bucket in &mut buckets {
+                bucket.share(shares);
+            }
+            let (mut now, mut taken, mut above) = (0i64, 0u128, 0u64);
+            for (amount, pause, at) in steps {
+                now += pause;
+                let bucket = &mut buckets[at % shares as usize];
+                if bucket.take(amount, Micros(now)).is_ok() {
+                    taken += u128::from(amount);
+                    above = above.max((amount * u64::from(shares)).saturating_sub(limit));
+                }
+                let debts = u128::from(above) * 60_000_000;
+                prop_assert!(taken * 60_000_000 <= u128::from(limit) * (60_000_000 + now as u128) + debts);
+            }
+        }
+
         /// What is taken by any moment is at most a full bucket and what has flowed in since.
         #[test]
         fn no_more_than_the_limit_passes(limit in 1u64..1000, steps in prop::collection::vec((0u64..1200, 0i64..10_000_000), 1..80)) {

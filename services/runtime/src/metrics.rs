@@ -57,6 +57,8 @@ names! {
     GatewayQueueFairness = "tollgate_gateway_queue_fairness", "Jain's index of what tenants that wait were served by their weight within a minute, by model and tier: 1 when all were served alike.";
     GatewayBodyBytes = "tollgate_gateway_body_bytes", "Bytes of request bodies in memory.";
     GatewayReservedTokens = "tollgate_gateway_reserved_tokens", "Tokens held by open reservations.";
+    GatewayLimited = "tollgate_gateway_limited_total", "Requests that a limit refused, by the limit and its level.";
+    GatewayOverQuota = "tollgate_gateway_over_quota_total", "Requests served although the tokens of the tenant's period are used up.";
     // control state, in every role that reads it
     ControlOffset = "tollgate_control_offset", "The next offset of the control log that this process will apply.";
     ControlRefused = "tollgate_control_refused_total", "Records of the control log that were not applied, by reason.";

@@ -16,12 +16,10 @@ pub(crate) struct Caller {
     /// The project that the usage belongs to.
     pub project: ProjectId,
     /// The project's own limits, below those of the plan.
-    #[allow(dead_code, reason = "read by the limits that are to come")]
     pub project_limits: Limits,
     /// The API key; for a token, an id that its issuer and subject always have.
     pub key: ApiKeyId,
     /// The key's own limits, below those of its project.
-    #[allow(dead_code, reason = "read by the limits that are to come")]
     pub key_limits: Limits,
     /// What it may do.
     pub scopes: Scopes,

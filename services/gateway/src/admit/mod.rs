@@ -1,6 +1,5 @@
 //! Whether a request may run: who asks, for what, and whether limits and spool have room for it.
 
-pub(crate) mod account;
 pub(crate) mod auth;
 pub(crate) mod body;
 pub(crate) mod caller;

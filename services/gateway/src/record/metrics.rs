@@ -18,7 +18,6 @@ pub(crate) struct GatewayMetrics {
     pub estimated: IntCounterVec,
     pub unpriced: IntCounterVec,
     pub unmetered: IntCounter,
-    pub reserved: IntGauge,
 }
 
 impl GatewayMetrics {
@@ -35,7 +34,6 @@ impl GatewayMetrics {
             estimated: metrics.counters(Name::GatewayEstimated, &["reason"])?,
             unpriced: metrics.counters(Name::GatewayUnpriced, &["model"])?,
             unmetered: metrics.counter(Name::GatewayUnmetered)?,
-            reserved: metrics.gauge(Name::GatewayReservedTokens)?,
         })
     }
 }

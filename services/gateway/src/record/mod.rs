@@ -223,7 +223,7 @@ impl Meter {
         };
         let finished = reservation.settle(|| {
             let finished = open.finish(finish);
-            (finished, finished.settled.counts.total().unwrap_or(u64::MAX))
+            (finished, finished.settled.counts)
         });
         self.tell(end.reason, end.status, finished.settled);
         Some(finished)

@@ -1,5 +1,6 @@
 //! `[gateway]` of the configuration.
 
+mod limits;
 mod overload;
 mod queue;
 mod routing;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use runtime::config::{Validate, byte_size, duration};
 use serde::{Deserialize, Serialize};
 
+pub use limits::LimitSettings;
 pub use overload::Overload;
 pub use queue::{FloorPercent, QueueSettings};
 pub use routing::{Ejection, Guard, Routing, RoutingPolicy};
@@ -57,6 +59,8 @@ pub struct Settings {
     pub queue: QueueSettings,
     /// What is shed before memory grows.
     pub overload: Overload,
+    /// What limits that bend are asked for.
+    pub limits: LimitSettings,
 }
 
 /// `[gateway.deadlines]`.
@@ -102,6 +106,7 @@ impl Default for Settings {
             routing: Routing::default(),
             queue: QueueSettings::default(),
             overload: Overload::default(),
+            limits: LimitSettings::default(),
         }
     }
 }
@@ -166,6 +171,8 @@ impl Settings {
             self.overload.validate(self.max_body_bytes),
         ];
         wrong.extend(parts.concat().into_iter().map(|said| format!("gateway.{said}")));
+        wrong.extend(self.routing.validate().into_iter().map(|said| format!("gateway.{said}")));
+        wrong.extend(self.limits.validate().into_iter().map(|said| format!("gateway.{said}")));
         wrong
     }
 }

@@ -1,6 +1,6 @@
 # The commands of this repository. `make test` brings what it needs itself, or says what to install.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev test lint bench bench-gateway
+.PHONY: help setup dev test lint bench bench-gateway check-alerts
 
 CARGO ?= cargo
 
@@ -8,6 +8,7 @@ help:
 	@echo 'make dev     builds and starts everything on this machine (Ctrl-C stops it, the data stays in .tollgate)'
 	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
+	@echo 'make check-alerts   checks the rules for Prometheus, with promtool'
 	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
 	@echo 'make bench-gateway  measures it beside nginx, LiteLLM and vllm-router'
 	@echo 'make setup   checks this machine and fetches Kafka and the ClickHouse engine into .tools'
@@ -28,6 +29,11 @@ test: setup
 	$(CARGO) fetch --locked
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --workspace --no-fail-fast $(ARGS)
+
+# promtool comes with Debian's package prometheus.
+check-alerts:
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/alerts.test.yml
 
 lint:
 	$(CARGO) fmt --all --check

@@ -223,8 +223,10 @@ impl Refusal {
         if let Some(limit) = self.limited_by {
             headers.insert(LIMITED_BY, HeaderValue::from_static(limit));
         }
-        if self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after.is_none() {
-            // What no waiting mends: OpenAI's clients would else try again at once.
+        let hopeless = self.status == StatusCode::TOO_MANY_REQUESTS && self.retry_after.is_none();
+        if hopeless || self.status == StatusCode::GATEWAY_TIMEOUT {
+            // What no waiting mends, or what would take as long again from those that are busy: OpenAI's clients would else
+            // try again at once.
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if let Some(allow) = self.allow {
@@ -276,6 +278,7 @@ mod tests {
         assert!(tells(Refusal::insufficient_quota("Used up.".into())));
         assert!(tells(Refusal::rate_limited("tokens", "Too large.".into(), None)));
         assert!(!tells(Refusal::rate_limited("tokens", "Wait.".into(), Some(Duration::from_secs(1)))));
+        assert!(tells(Refusal::deadline()));
         assert!(!tells(Refusal::no_replica()));
     }
 

@@ -1,7 +1,7 @@
 //! The gateway: a request's way from admission to its record.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -12,11 +12,11 @@ use ledger::control::Scope;
 use ledger::ids::{ModelVersion, RequestId, TenantId};
 use ledger::time::{Micros, Period};
 use runtime::metrics::Error as MetricsError;
+use runtime::traces::{Exporter, Traces};
 use runtime::{Clock, Metrics, Shutdown, Tasks};
 use schemas::event::{BalanceUpdated, EndReason};
 use stream::control::ControlView;
 use stream::spool::{Admission, Spool};
-use uuid::Uuid;
 
 use crate::Body;
 use crate::admit::auth::Credential;
@@ -27,14 +27,14 @@ use crate::admit::limits::{Limits, Room};
 use crate::admit::policy::{Model, Policy};
 use crate::admit::request::{Ask, Endpoint};
 use crate::error::Refusal;
-use crate::forward::{Answering, Asked, Call, Client, Failure, dispatch, passed_on};
+use crate::forward::{Answering, Asked, Call, Client, Failure, Peek, dispatch, passed_on};
 use crate::meter::scanner::Scanner;
 use crate::meter::streamed::{Streamed, Times};
 use crate::meter::whole;
 use crate::models;
 use crate::queue::{Entry, Need, NoTurn, Over, Queue, Turn};
 use crate::record::metrics::GatewayMetrics;
-use crate::record::{End, Meter, Recorder};
+use crate::record::{Arrived, End, Meter, Recorder};
 use crate::route::metrics::RouteMetrics;
 use crate::route::{Pool, Prefix, Want, health, scrape};
 use crate::settings::Settings;
@@ -52,6 +52,8 @@ const STOP: Duration = Duration::from_secs(5);
 pub struct Parts {
     /// `[gateway]` of the configuration.
     pub settings: Settings,
+    /// `[telemetry]` of the configuration.
+    pub telemetry: runtime::traces::Settings,
     /// Keys, plans, models, replicas and prices.
     pub control: ControlView,
     /// Where usage is kept.
@@ -71,6 +73,8 @@ struct Inner {
     pool: Arc<Pool>,
     queue: Arc<Queue>,
     recorder: Arc<Recorder>,
+    /// Until it runs.
+    exporter: Mutex<Option<Exporter>>,
 }
 
 /// A gateway. Cheap to clone.
@@ -83,22 +87,37 @@ impl Gateway {
     /// # Errors
     /// When the metrics hold a gateway's already.
     pub fn new(parts: Parts) -> Result<Self, MetricsError> {
-        let Parts { settings, control, spool, metrics, clock } = parts;
+        let Parts { settings, telemetry, control, spool, metrics, clock } = parts;
+        let (traces, exporter) = Traces::new(&telemetry.otlp, "gateway", &settings.name, &metrics)?.unzip();
         let pool = Arc::new(Pool::new(settings.routing.clone(), RouteMetrics::new(&metrics)?));
         let queue = Queue::new(settings.queue.clone(), &settings.overload, Arc::clone(&pool), &metrics)?;
         let queue = Arc::new(queue);
         let limits = Limits::new(spool.clone(), &metrics)?;
-        let metrics = GatewayMetrics::new(&metrics)?;
+        let metrics = GatewayMetrics::new(&metrics, settings.telemetry.max_label_values)?;
         pool.take(&control.load().state);
         let policy = ArcSwap::from_pointee(Policy::of(&control.load().state));
         let client = Client::new(settings.deadlines.connect);
-        let recorder = Arc::new(Recorder { spool, metrics, clock, cut: Shutdown::new() });
-        Ok(Self(Arc::new(Inner { settings, control, policy, limits, pool, queue, recorder }), client))
+        let recorder = Arc::new(Recorder {
+            spool,
+            metrics,
+            clock,
+            traces,
+            access_log: settings.telemetry.access_log,
+            cut: Shutdown::new(),
+        });
+        let exporter = Mutex::new(exporter);
+        let inner = Inner { settings, control, policy, limits, pool, queue, recorder, exporter };
+        Ok(Self(Arc::new(inner), client))
     }
 
-    /// Follows control, and asks replicas for their health and metrics, until shutdown.
+    /// Follows control, asks replicas for their health and metrics, and exports traces, until shutdown.
     pub fn follow(&self, tasks: &Tasks) {
         self.renew();
+        if let Some(exporter) = self.0.exporter.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // It ends after the last request has.
+            let drain = self.0.settings.drain_notice + self.0.settings.drain() + exporter.drain();
+            tasks.spawn("traces", drain, exporter.run());
+        }
         let (gateway, shutdown) = (self.clone(), tasks.shutdown().clone());
         let settings = &self.0.settings;
         let drain = settings.drain();
@@ -166,21 +185,22 @@ impl Gateway {
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let begun = Instant::now();
-        let id = RequestId(Uuid::now_v7());
         let (head, body) = request.into_parts();
-        let mut response = match self.answer(&head, body, id, begun).await {
+        let mut arrived = Arrived::new(&self.0.recorder, &head.headers);
+        let mut response = match self.answer(&head, body, &mut arrived).await {
             Ok(response) => response,
             Err(refusal) => {
                 self.0.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
+                arrived.code = Some(refusal.code);
                 refusal.response()
             }
         };
-        response.headers_mut().insert(REQUEST_ID, id_header(id));
+        response.headers_mut().insert(REQUEST_ID, id_header(arrived.id));
+        arrived.answered(response.status().as_u16());
         response
     }
 
-    async fn answer<B>(&self, head: &Head, body: B, id: RequestId, begun: Instant) -> Result<Response<Body>, Refusal>
+    async fn answer<B>(&self, head: &Head, body: B, arrived: &mut Arrived) -> Result<Response<Body>, Refusal>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
@@ -192,7 +212,8 @@ impl Gateway {
             }
             (method, path) => return self.models(method, path, head),
         };
-        self.generate(endpoint, head, body, id, begun).await
+        arrived.endpoint = Some(endpoint.path());
+        self.generate(endpoint, head, body, arrived).await
     }
 
     fn models(&self, method: &Method, path: &str, head: &Head) -> Result<Response<Body>, Refusal> {
@@ -218,8 +239,7 @@ impl Gateway {
         endpoint: Endpoint,
         head: &Head,
         body: B,
-        id: RequestId,
-        begun: Instant,
+        arrived: &mut Arrived,
     ) -> Result<Response<Body>, Refusal>
     where
         B: HttpBody<Data = Bytes> + Unpin,
@@ -242,6 +262,7 @@ impl Gateway {
         let policy = inner.policy.load_full();
         let caller = credential.caller(&policy, self.now())?;
         caller.may(Scope::Generate)?;
+        arrived.tenant = Some(Arc::clone(&caller.tenant));
         let model = policy.model(&ask.model).ok_or_else(|| Refusal::model_not_found(&ask.model))?;
         if !caller.tenant.may_use(model) {
             return Err(Refusal::model_not_allowed(model.id.as_str()));
@@ -252,18 +273,17 @@ impl Gateway {
             Ok(room) => room,
             Err(refusal) => {
                 inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
+                arrived.code = Some(refusal.code);
                 let mut response = refusal.response();
                 show(&standing, Names::OpenAi, now, response.headers_mut());
                 return Ok(response);
             }
         };
-        if !policy.has_price(&model.id, caller.tenant.currency, received_at) {
-            inner.recorder.metrics.unpriced.with_label_values(&[model.id.as_str()]).inc();
-        }
+        let priced = policy.has_price(&model.id, caller.tenant.currency, received_at);
         let salt = [caller.tenant.id.as_str(), model.id.as_str()];
         let prefix = Prefix::new(&salt, ask.prompt_pieces(&body), ask.prompt_bytes / BYTES_PER_TOKEN);
         let (plan, stream) = (&caller.tenant.plan_id, ask.stream);
-        let want = Want { model: &model.id, plan, request: id, prefix: &prefix, stream };
+        let want = Want { model: &model.id, plan, request: arrived.id, prefix: &prefix, stream };
         let need = Need {
             tenant: &caller.tenant,
             base: model.base.as_ref().unwrap_or(&model.id),
@@ -274,9 +294,12 @@ impl Gateway {
         };
         // Before anything of it is written: who sends more than may wait fills no log with it.
         let entry = inner.queue.enter(&need).map_err(|over| Refusal::queue_full(over == Over::Own))?;
-        let version = inner.pool.version(&model.id, id).unwrap_or_else(|| model.version.clone());
-        let admission = admission(id, &caller, model, version, &ask, received_at);
-        let meter = inner.recorder.admit(admission, &caller.tenant, reservation, begun)?;
+        let version = inner.pool.version(&model.id, arrived.id).unwrap_or_else(|| model.version.clone());
+        let admission = admission(arrived.id, &caller, model, version, &ask, received_at);
+        let meter = inner.recorder.admit(admission, &caller.tenant, reservation, arrived)?;
+        if !priced {
+            meter.unpriced();
+        }
         let asked = Asked { ask: &ask, body: &body, max_tokens };
         let mut response = self.forward(asked, need, entry, meter).await;
         show(&standing, Names::OpenAi, now, response.headers_mut());
@@ -286,7 +309,7 @@ impl Gateway {
     /// Waits for its turn, sends it, and passes the answer on.
     async fn forward(&self, asked: Asked<'_>, need: Need<'_>, entry: Entry, mut meter: Meter) -> Response<Body> {
         let (inner, ask) = (&*self.0, asked.ask);
-        let deadlines = &inner.settings.deadlines;
+        let (deadlines, manners) = (&inner.settings.deadlines, &inner.settings.manners);
         let total = need.total;
         let Turn { lease, charge, waited } = match inner.queue.turn(&need, entry).await {
             Ok(turn) => turn,
@@ -297,14 +320,19 @@ impl Gateway {
             }
         };
         meter.has_turn(charge, waited);
+        let limit = usize::try_from(inner.settings.max_answer_bytes).unwrap_or(usize::MAX);
+        let hold = manners.keepalive().unwrap_or(deadlines.total);
+        let prompt_bound = ask.input_bound(inner.settings.template_overhead_tokens);
+        let first_token = manners.first_token(deadlines.first_byte, prompt_bound);
         let call = Call {
             want: need.want,
             asked,
             path: ask.endpoint.path(),
             request_id: id_header(meter.request_id()),
             attempts: inner.settings.max_attempts,
-            first_byte: if ask.stream { deadlines.first_byte } else { deadlines.whole_answer },
+            first_byte: if ask.stream { first_token } else { deadlines.whole_answer },
             total,
+            peek: ask.stream.then_some(Peek { hold, limit }),
         };
         let answering = match dispatch(&self.1, &inner.pool, &call, lease, &mut meter).await {
             Ok(answering) => answering,
@@ -313,15 +341,13 @@ impl Gateway {
         if !ask.stream {
             return self.whole(answering, meter, total).await;
         }
-        let Answering { lease, response } = answering;
+        let Answering { lease, response, read, first_token } = answering;
         let status = response.status();
         meter.answering(status.as_u16());
         let (head, upstream) = response.into_parts();
-        let limit = usize::try_from(inner.settings.max_answer_bytes).unwrap_or(usize::MAX);
         let scanner = Scanner::new(ask.wants, ask.choices, limit);
-        let first_byte = tokio::time::Instant::now() + deadlines.first_byte;
-        let times = Times { first_byte, idle: deadlines.idle, total };
-        let mut answer = Response::new(Streamed::new(upstream, lease, scanner, meter, times).into_body());
+        let times = Times { first_token, idle: deadlines.idle, keepalive: manners.keepalive(), total };
+        let mut answer = Response::new(Streamed::new((upstream, read), lease, scanner, meter, times).into_body());
         *answer.status_mut() = status;
         *answer.headers_mut() = passed_on(&head.headers);
         answer
@@ -329,7 +355,7 @@ impl Gateway {
 
     async fn whole(&self, answering: Answering, mut meter: Meter, total: tokio::time::Instant) -> Response<Body> {
         let settings = &self.0.settings;
-        let Answering { lease, response } = answering;
+        let Answering { lease, response, .. } = answering;
         let status = response.status();
         let (head, upstream) = response.into_parts();
         let collected = whole::collect(upstream, settings.max_answer_bytes, settings.deadlines.idle, total).await;

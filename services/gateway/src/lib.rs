@@ -10,6 +10,7 @@ mod gateway;
 mod meter;
 mod models;
 mod object;
+mod patience;
 mod queue;
 mod record;
 mod route;
@@ -20,7 +21,8 @@ mod settings;
 pub use gateway::{Gateway, Parts};
 pub use run::{Error, RunSettings, run};
 pub use settings::{
-    Deadlines, Ejection, FloorPercent, Guard, LimitSettings, Overload, QueueSettings, Routing, RoutingPolicy, Settings,
+    AccessLog, Deadlines, Ejection, FloorPercent, Guard, LimitSettings, Manners, Overload, QueueSettings, Routing,
+    RoutingPolicy, Settings, Telemetry,
 };
 
 /// The body of an answer.

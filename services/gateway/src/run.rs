@@ -39,6 +39,8 @@ const ACTOR: &str = "gateway";
 pub struct RunSettings {
     /// `[gateway]`
     pub gateway: Settings,
+    /// `[telemetry]`
+    pub telemetry: runtime::traces::Settings,
     /// `[spool]`
     pub spool: SpoolSettings,
     /// `[kafka]`
@@ -163,6 +165,7 @@ impl Role {
         self.tasks.spawn("control", DRAIN, reader.with_metrics(&self.metrics)?.run(self.tasks.shutdown().clone()));
         let gateway = Gateway::new(Parts {
             settings: self.settings.gateway.clone(),
+            telemetry: self.settings.telemetry.clone(),
             control: control.clone(),
             spool: spool.clone(),
             metrics: self.metrics.clone(),

@@ -18,9 +18,12 @@ use tokio::task::JoinSet;
 use crate::Body;
 use crate::error::Refusal;
 use crate::gateway::Gateway;
+use crate::patience::{Patience, Patient};
 
 /// A connection that sends no head of a request for so long is closed.
 const HEAD: Duration = Duration::from_secs(75);
+/// No more of an answer, or of a request's head, is held for a connection. What goes beyond it waits at the replica.
+const BUFFER: usize = 128 << 10;
 /// After an accept that failed (no file handles left, for one) it is tried again so much later.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -31,6 +34,8 @@ struct Site {
     own: Router,
     /// None while it is being prepared: every other request is told to come again.
     gateway: Option<Gateway>,
+    /// With clients that take nothing of their answers.
+    patience: Patience,
 }
 
 impl Site {
@@ -49,7 +54,8 @@ impl Site {
 /// Serves health, readiness and metrics while the gateway starts; every other request is told to come again. Never
 /// returns: dropped, its connections end.
 pub(crate) async fn starting(listener: &TcpListener, metrics: Metrics, readiness: Readiness) {
-    let site = Site { own: runtime::http::routes(metrics, readiness), gateway: None };
+    let patience = Patience { most: HEAD, stalled: None };
+    let site = Site { own: runtime::http::routes(metrics, readiness), gateway: None, patience };
     let (closing, never) = (Shutdown::new(), Shutdown::new());
     let start = |connections: &mut JoinSet<()>, socket, client| {
         connections.spawn(connection(socket, client, site.clone(), closing.clone()));
@@ -75,7 +81,9 @@ impl Gateway {
         let _stop = StopQueue(&self);
         let workers = Workers::start(self.settings().threads)?;
         let own = runtime::http::routes(metrics, readiness);
-        let site = |_| Site { own: own.clone(), gateway: Some(self.at_worker()) };
+        let stalled = Some(self.recorder().metrics.stalled.clone());
+        let patience = Patience { most: self.settings().manners.client_stall, stalled };
+        let site = |_| Site { own: own.clone(), gateway: Some(self.at_worker()), patience: patience.clone() };
         let sites: Vec<Site> = (0..workers.count()).map(site).collect();
         serving.ready();
         let mut connections = JoinSet::new();
@@ -103,6 +111,9 @@ impl Gateway {
             tracing::warn!(open = connections.len(), "ending the requests that are still open");
             self.recorder().cut.trigger();
             connections.shutdown().await;
+        }
+        if let Some(traces) = &self.recorder().traces {
+            traces.finish();
         }
         Ok(())
     }
@@ -163,6 +174,7 @@ fn start_at(
 }
 
 async fn connection(socket: TcpStream, client: SocketAddr, site: Site, closing: Shutdown) {
+    let patience = site.patience.clone();
     // Without it one streamed frame in ten waits 40 ms for the client's delayed acknowledgement.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
@@ -173,7 +185,8 @@ async fn connection(socket: TcpStream, client: SocketAddr, site: Site, closing: 
         .half_close(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
-        .serve_connection(TokioIo::new(socket), service);
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(Patient::new(socket, patience)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = &mut connection => ended,

@@ -11,6 +11,7 @@ mod readiness;
 mod shutdown;
 mod tasks;
 pub mod telemetry;
+pub mod traces;
 pub mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};

@@ -33,13 +33,15 @@ macro_rules! names {
 
 names! {
     // gateway
-    GatewayRequests = "tollgate_gateway_requests_total", "Requests by endpoint, model and end reason.";
+    GatewayRequests = "tollgate_gateway_requests_total", "Requests that were let in, by endpoint, model, plan and end reason.";
+    GatewayResponses = "tollgate_gateway_responses_total", "Answers to clients by status, refusals included.";
     GatewayRefused = "tollgate_gateway_refused_total", "Requests that were refused before dispatch, by code.";
     GatewayInFlight = "tollgate_gateway_requests_in_flight", "Requests between admission and their end.";
-    GatewayTokens = "tollgate_gateway_tokens_total", "Tokens handed to clients, by model and token class.";
+    GatewayTokens = "tollgate_gateway_tokens_total", "Tokens handed to clients, by model, plan and token class.";
     GatewayAttempts = "tollgate_gateway_attempts_total", "Tries at a replica, by replica and outcome.";
-    GatewayDuration = "tollgate_gateway_request_duration_seconds", "Time from a request's head to the end of its answer.";
-    GatewayTimeToFirstByte = "tollgate_gateway_time_to_first_byte_seconds", "Time from a request's head to the first byte of its answer.";
+    GatewayDuration = "tollgate_gateway_request_duration_seconds", "Time from a request's head to the end of its answer, by model and plan.";
+    GatewayTimeToFirstToken = "tollgate_gateway_time_to_first_token_seconds", "Time from a request's head to the first token of its stream, by model and plan.";
+    GatewayInterToken = "tollgate_gateway_inter_token_latency_seconds", "Time from one token of a stream to the next, by model and plan.";
     GatewayOverhead = "tollgate_gateway_overhead_seconds", "Time the gateway itself adds before dispatch.";
     GatewayReplicaUp = "tollgate_gateway_replica_up", "1 when the replica's health check answers, by replica.";
     GatewayReplicaActive = "tollgate_gateway_replica_active_requests", "Open requests at a replica.";
@@ -56,6 +58,8 @@ names! {
     GatewayQueueLeft = "tollgate_gateway_queue_left_total", "Requests that had to wait, by what became of it: served, full, timeout, no_replica, deadline, draining, cancelled.";
     GatewayQueueFairness = "tollgate_gateway_queue_fairness", "Jain's index of what tenants that wait were served by their weight within a minute, by model and tier: 1 when all were served alike.";
     GatewayBodyBytes = "tollgate_gateway_body_bytes", "Bytes of request bodies in memory.";
+    GatewayClientsStalled = "tollgate_gateway_clients_stalled_total", "Connections that were cut off as their client took nothing of its answer.";
+    GatewayKeepalives = "tollgate_gateway_keepalives_total", "Signs of life that were sent to clients of silent streams.";
     GatewayReservedTokens = "tollgate_gateway_reserved_tokens", "Tokens held by open reservations.";
     GatewayLimited = "tollgate_gateway_limited_total", "Requests that a limit refused, by the limit and its level.";
     GatewayOverQuota = "tollgate_gateway_over_quota_total", "Requests served although the tokens of the tenant's period are used up.";
@@ -100,6 +104,8 @@ names! {
     BillingQueries = "tollgate_billing_query_seconds", "Duration of a ClickHouse query, by name.";
     BillingUnrated = "tollgate_billing_unrated_total", "Usage lines without a price in an answer. An alarm.";
     BillingControlWrites = "tollgate_billing_control_writes_total", "Writes to the control log, by kind and outcome.";
+    // traces
+    TracesSpans = "tollgate_traces_spans_total", "Spans by what became of them: exported; dropped, as the queue was full; failed, as the collector did not take them.";
     // every process
     ProcessStarted = "tollgate_process_start_time_seconds", "When the process started, in seconds since the Unix epoch.";
     BuildInfo = "tollgate_build_info", "Always 1; the labels say which version runs in which role.";
@@ -195,6 +201,18 @@ impl Metrics {
 /// Bounds for durations in seconds, from 100 µs to two minutes.
 pub const SECONDS: &[f64] =
     &[0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+
+/// Bounds for the time of a whole answer, which a model takes as long as it speaks: from 10 ms to an hour.
+pub const ANSWER_SECONDS: &[f64] =
+    &[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 1800.0, 3600.0];
+
+/// Bounds for the time to a first token: a prompt may be read for long, and a request may wait in a queue before.
+pub const FIRST_TOKEN_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0];
+
+/// Bounds for the time between two tokens.
+pub const TOKEN_SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0];
 
 fn opts(name: Name) -> Opts {
     Opts::new(name.as_str(), name.help())

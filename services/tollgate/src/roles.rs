@@ -23,14 +23,14 @@ const POLL: Duration = Duration::from_millis(50);
 struct GatewayRole;
 
 impl Uses for GatewayRole {
-    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::Spool, Section::Gateway];
+    const SECTIONS: &'static [Section] = &[Section::Telemetry, Section::Kafka, Section::Spool, Section::Gateway];
 }
 
 /// `tollgate gateway`.
 pub(crate) async fn gateway(role: cli::Role) -> Result<ExitCode, Box<dyn Error>> {
     serve::<GatewayRole, _>("gateway", &role, |all, shutdown| {
-        let Settings { gateway, spool, kafka, .. } = all;
-        (gateway.listen, Box::pin(gateway::run(gateway::RunSettings { gateway, spool, kafka }, shutdown)))
+        let Settings { gateway, telemetry, spool, kafka, .. } = all;
+        (gateway.listen, Box::pin(gateway::run(gateway::RunSettings { gateway, telemetry, spool, kafka }, shutdown)))
     })
     .await
 }

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use runtime::config::Validate;
-use runtime::telemetry;
+use runtime::{telemetry, traces};
 use serde::{Deserialize, Deserializer};
 use sql::ClickHouseSettings;
 use stream::kafka::KafkaSettings;
@@ -16,6 +16,7 @@ use crate::dev::settings::DevSettings;
 #[serde(default)]
 pub(crate) struct Settings {
     pub(crate) log: telemetry::Settings,
+    pub(crate) telemetry: traces::Settings,
     pub(crate) kafka: KafkaSettings,
     pub(crate) clickhouse: ClickHouseSettings,
     pub(crate) spool: SpoolSettings,
@@ -28,6 +29,7 @@ pub(crate) struct Settings {
 /// A section that not every role uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Section {
+    Telemetry,
     Kafka,
     ClickHouse,
     Spool,
@@ -39,11 +41,20 @@ pub(crate) enum Section {
 
 impl Section {
     /// All of them.
-    pub(crate) const ALL: &'static [Self] =
-        &[Self::Kafka, Self::ClickHouse, Self::Spool, Self::Gateway, Self::Fold, Self::Billing, Self::Dev];
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::Telemetry,
+        Self::Kafka,
+        Self::ClickHouse,
+        Self::Spool,
+        Self::Gateway,
+        Self::Fold,
+        Self::Billing,
+        Self::Dev,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
+            Self::Telemetry => "telemetry",
             Self::Kafka => "kafka",
             Self::ClickHouse => "clickhouse",
             Self::Spool => "spool",
@@ -58,6 +69,7 @@ impl Section {
 impl Settings {
     fn problems(&self, section: Section) -> Vec<String> {
         let problems = match section {
+            Section::Telemetry => self.telemetry.validate(),
             Section::Kafka => self.kafka.validate(),
             Section::ClickHouse => self.clickhouse.validate(),
             Section::Spool => self.spool.validate(),

@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::Call;
+use crate::record::Meter;
 use crate::route::{Lease, Replica};
 
 /// An unused connection is closed before the replica's own (uvicorn: 5 s) runs out: none is used while it closes.
@@ -73,12 +74,18 @@ impl Client {
     }
 
     /// Sends a call; the answer's head.
-    pub(crate) async fn send(&self, lease: &Lease, call: &Call<'_>) -> Result<Response<Incoming>, Error> {
+    pub(crate) async fn send(
+        &self,
+        lease: &Lease,
+        call: &Call<'_>,
+        meter: &Meter,
+    ) -> Result<Response<Incoming>, Error> {
         let mut request = Request::new(Full::new(call.body(lease)));
         *request.method_mut() = Method::POST;
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("x-request-id", call.request_id.clone());
+        meter.pass_on(headers);
         self.request(lease, call.path, request).await
     }
 

@@ -1,6 +1,7 @@
 //! Sends a request to a replica, and to another one as long as no byte of an answer has come.
 
 mod client;
+mod peek;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::queue::NoTurn;
 use crate::record::Meter;
 use crate::route::{Lease, Pool, Want};
 pub(crate) use client::{Client, Incoming};
+use peek::First;
 
 /// An error of a replica is read so far at most.
 const ERROR_BYTES: usize = 1 << 20;
@@ -43,6 +45,17 @@ pub(crate) struct Call<'a> {
     pub first_byte: Duration,
     /// Until the end of it all.
     pub total: Instant,
+    /// Of a stream: how its first event is looked at.
+    pub peek: Option<Peek>,
+}
+
+/// How the first event of a stream is looked at before it is handed on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peek {
+    /// The head of an answer is held back so long for it.
+    pub hold: Duration,
+    /// No event is longer.
+    pub limit: usize,
 }
 
 impl Call<'_> {
@@ -58,6 +71,10 @@ impl Call<'_> {
 pub(crate) struct Answering {
     pub lease: Lease,
     pub response: Response<Incoming>,
+    /// What was read of its body already.
+    pub read: Bytes,
+    /// Until the first token, if it is not among that.
+    pub first_token: Instant,
 }
 
 /// An error of the replica, whole.
@@ -178,7 +195,7 @@ async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Met
     let id = lease.id.clone();
     let again = |failure, sent| Err(Ended::Again { failure, sent });
     let until = call.total.min(Instant::now() + call.first_byte);
-    let response = match tokio::time::timeout_at(until, client.send(&lease, call)).await {
+    let response = match tokio::time::timeout_at(until, client.send(&lease, call, meter)).await {
         Err(_) => {
             meter.attempt_ended(&id, "deadline");
             lease.failed("it gave no answer in time");
@@ -200,7 +217,30 @@ async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Met
     };
     let status = response.status();
     match judge(status) {
-        Head::Answer => Ok(Answering { lease, response }),
+        Head::Answer => match begun(response, call, until).await {
+            Ok((response, read)) => Ok(Answering { lease, response, read, first_token: until }),
+            Err(First::Error(error)) if error.status.is_client_error() => {
+                meter.attempt_ended(&id, "refused");
+                lease.served();
+                Err(Ended::Final(Failure::Error(error)))
+            }
+            Err(First::Deadline) => {
+                meter.attempt_ended(&id, "deadline");
+                Err(Ended::Final(Failure::Deadline))
+            }
+            Err(First::Error(error)) => {
+                tracing::warn!(replica = %id, request = %meter.request_id(), "the replica's stream begins with an error");
+                meter.attempt_ended(&id, "failed");
+                lease.failed("it answers with an error");
+                again(Failure::Error(error), true)
+            }
+            Err(_) => {
+                tracing::warn!(replica = %id, request = %meter.request_id(), "the replica's stream ends before it begins");
+                meter.attempt_ended(&id, "broken");
+                lease.failed("it gave no answer");
+                again(Failure::Broken, true)
+            }
+        },
         Head::Refused => {
             meter.attempt_ended(&id, "refused");
             lease.served();
@@ -224,6 +264,21 @@ async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Met
             }
             again(Failure::Broken, true)
         }
+    }
+}
+
+/// The answer, once it has begun: a whole one has with its head, a stream with an event that is no error. Else what came in
+/// its place.
+async fn begun(
+    response: Response<Incoming>,
+    call: &Call<'_>,
+    until: Instant,
+) -> Result<(Response<Incoming>, Bytes), First> {
+    let Some(Peek { hold, limit }) = call.peek else { return Ok((response, Bytes::new())) };
+    let (head, mut body) = response.into_parts();
+    match peek::first(&mut body, Instant::now() + hold, until, limit).await {
+        First::Answer(read) => Ok((Response::from_parts(head, body), read)),
+        none => Err(none),
     }
 }
 

@@ -24,10 +24,12 @@ const GRACE: Duration = Duration::from_millis(250);
 /// How long a replica may be silent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
-    /// Until the first byte.
-    pub first_byte: Instant,
+    /// Until the first token.
+    pub first_token: Instant,
     /// Between two frames.
     pub idle: Duration,
+    /// How often a client hears something, if nothing comes.
+    pub keepalive: Option<Duration>,
     /// Until the end of it all.
     pub total: Instant,
 }
@@ -37,6 +39,8 @@ pub(crate) struct Times {
 pub(crate) struct Streamed {
     /// Gone once nothing of it matters any more: its connection is then closed.
     upstream: Option<Incoming>,
+    /// What was read of it before.
+    read: Bytes,
     scanner: Scanner,
     /// Gone once the request has ended. Dropped with the client's connection, it ends the request.
     meter: Option<Meter>,
@@ -47,10 +51,16 @@ pub(crate) struct Streamed {
 }
 
 impl Streamed {
-    /// The answer whose head has come.
-    pub(crate) fn new(upstream: Incoming, lease: Lease, scanner: Scanner, meter: Meter, times: Times) -> Self {
-        let until = times.first_byte;
-        Self { upstream: Some(upstream), scanner, meter: Some(meter), times, until, done: false, lease: Some(lease) }
+    /// The answer whose head has come, and of its body so much.
+    pub(crate) fn new(
+        (upstream, read): (Incoming, Bytes),
+        lease: Lease,
+        scanner: Scanner,
+        meter: Meter,
+        times: Times,
+    ) -> Self {
+        let (until, upstream) = (times.first_token, Some(upstream));
+        Self { upstream, read, scanner, meter: Some(meter), times, until, done: false, lease: Some(lease) }
     }
 
     /// As a body.
@@ -70,15 +80,11 @@ impl Streamed {
                 return None;
             }
             let mut out = BytesMut::new();
-            let until = self.until.min(self.times.total);
-            let Some(upstream) = &mut self.upstream else { return None };
-            let ended = match tokio::time::timeout_at(until, upstream.frame()).await {
-                Err(_) => self.broken(EndReason::Deadline, &Refusal::deadline(), &mut out),
-                Ok(None | Some(Err(_))) => self.broken(EndReason::UpstreamError, &Refusal::upstream(), &mut out),
-                Ok(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(data) => self.take(&data, &mut out),
-                    Err(_) => continue,
-                },
+            let ended = match self.hear().await {
+                Heard::Data(data) => self.take(&data, &mut out),
+                Heard::Nothing => return Some(self.sign_of_life()),
+                Heard::Late => self.broken(EndReason::Deadline, &Refusal::deadline(), &mut out),
+                Heard::End => self.broken(EndReason::UpstreamError, &Refusal::upstream(), &mut out),
             };
             if let Some(finished) = ended {
                 self.done = true;
@@ -91,10 +97,37 @@ impl Streamed {
         }
     }
 
+    /// What the replica says next: first what was read of it before.
+    async fn hear(&mut self) -> Heard {
+        if !self.read.is_empty() {
+            return Heard::Data(std::mem::take(&mut self.read));
+        }
+        let Some(upstream) = &mut self.upstream else { return Heard::End };
+        let until = self.until.min(self.times.total);
+        let quiet = self.times.keepalive.map(|interval| Instant::now() + interval).filter(|quiet| *quiet < until);
+        match tokio::time::timeout_at(quiet.unwrap_or(until), upstream.frame()).await {
+            Err(_) if quiet.is_some() => Heard::Nothing,
+            Err(_) => Heard::Late,
+            Ok(None | Some(Err(_))) => Heard::End,
+            Ok(Some(Ok(frame))) => Heard::Data(frame.into_data().unwrap_or_default()),
+        }
+    }
+
+    /// What a client gets that hears nothing else: events come whole, so it never lies within one.
+    fn sign_of_life(&self) -> Bytes {
+        if let Some(meter) = &self.meter {
+            meter.kept_alive();
+        }
+        Bytes::from_static(b": keep-alive\n\n")
+    }
+
     /// Bytes of the replica. Their counts are stored before they are handed on.
     fn take(&mut self, data: &[u8], out: &mut BytesMut) -> Option<Ended> {
-        self.until = Instant::now() + self.times.idle;
         let stands = self.scanner.push(data, out);
+        if self.scanner.is_answered() {
+            // Until then it is the first token that is waited for, whatever signs of life an engine sends.
+            self.until = Instant::now() + self.times.idle;
+        }
         if let Some(meter) = &mut self.meter
             && self.scanner.is_answered()
         {
@@ -163,6 +196,17 @@ impl Streamed {
         let rest = async { while let Some(Ok(_)) = upstream.frame().await {} };
         let _ = tokio::time::timeout(GRACE, rest).await;
     }
+}
+
+/// What came of a replica, or did not.
+enum Heard {
+    Data(Bytes),
+    /// Silence, for so long that the client is to hear something.
+    Nothing,
+    /// Silence for too long.
+    Late,
+    /// The end of the body, or of the connection.
+    End,
 }
 
 /// A request that has its end, and what of it must be durable.

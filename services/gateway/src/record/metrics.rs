@@ -1,39 +1,57 @@
 //! The gateway's metrics, made once.
 
+use std::sync::OnceLock;
+
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use runtime::Metrics;
-use runtime::metrics::{Error, Histogram, HistogramVec, Name, SECONDS};
+use runtime::metrics::{Error, Histogram, Name, SECONDS};
+
+use super::series::AllSeries;
+
+/// The statuses that have a count of their own.
+const STATUSES: std::ops::Range<u16> = 200..600;
 
 /// See the module. Labels are few: no tenant, no key, no request.
 #[derive(Debug)]
 pub(crate) struct GatewayMetrics {
-    pub requests: IntCounterVec,
+    /// By endpoint, model and plan.
+    pub series: AllSeries,
+    responses: IntCounterVec,
+    by_status: Vec<OnceLock<IntCounter>>,
     pub refused: IntCounterVec,
     pub in_flight: IntGauge,
-    pub tokens: IntCounterVec,
     pub attempts: IntCounterVec,
-    pub duration: HistogramVec,
-    pub first_byte: Histogram,
     pub overhead: Histogram,
     pub estimated: IntCounterVec,
-    pub unpriced: IntCounterVec,
     pub unmetered: IntCounter,
+    pub stalled: IntCounter,
+    pub keepalives: IntCounter,
 }
 
 impl GatewayMetrics {
-    pub(crate) fn new(metrics: &Metrics) -> Result<Self, Error> {
+    /// Made once per registry; so many models and plans are told apart.
+    pub(crate) fn new(metrics: &Metrics, max_label_values: usize) -> Result<Self, Error> {
         Ok(Self {
-            requests: metrics.counters(Name::GatewayRequests, &["endpoint", "model", "end_reason"])?,
+            series: AllSeries::new(metrics, max_label_values)?,
+            responses: metrics.counters(Name::GatewayResponses, &["status"])?,
+            by_status: STATUSES.map(|_| OnceLock::new()).collect(),
             refused: metrics.counters(Name::GatewayRefused, &["code"])?,
             in_flight: metrics.gauge(Name::GatewayInFlight)?,
-            tokens: metrics.counters(Name::GatewayTokens, &["model", "class"])?,
             attempts: metrics.counters(Name::GatewayAttempts, &["replica", "outcome"])?,
-            duration: metrics.histograms(Name::GatewayDuration, &["endpoint"], SECONDS)?,
-            first_byte: metrics.histogram(Name::GatewayTimeToFirstByte, SECONDS)?,
             overhead: metrics.histogram(Name::GatewayOverhead, SECONDS)?,
             estimated: metrics.counters(Name::GatewayEstimated, &["reason"])?,
-            unpriced: metrics.counters(Name::GatewayUnpriced, &["model"])?,
             unmetered: metrics.counter(Name::GatewayUnmetered)?,
+            stalled: metrics.counter(Name::GatewayClientsStalled)?,
+            keepalives: metrics.counter(Name::GatewayKeepalives)?,
         })
+    }
+
+    /// A client gets an answer with this status.
+    pub(crate) fn answered(&self, status: u16) {
+        let cell = status.checked_sub(STATUSES.start).and_then(|at| self.by_status.get(usize::from(at)));
+        match cell {
+            Some(cell) => cell.get_or_init(|| self.responses.with_label_values(&[&status.to_string()])).inc(),
+            None => self.responses.with_label_values(&["other"]).inc(),
+        }
     }
 }

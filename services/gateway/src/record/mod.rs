@@ -1,14 +1,21 @@
 //! The record of one request: its counts while it runs, and its one end, which settles spool, quota and metrics together.
 
+mod access;
+mod arrived;
 pub(crate) mod metrics;
+mod pace;
+mod series;
+mod trace;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::HeaderMap;
 use ledger::control::WhenSpoolFull;
 use ledger::ids::{ModelId, ModelVersion, ReplicaId, RequestId};
 use ledger::time::Micros;
 use ledger::tokens::{TokenClass, TokenCounts};
+use runtime::traces::Traces;
 use runtime::{Clock, Shutdown};
 use schemas::event::EndReason;
 use stream::spool::{
@@ -21,7 +28,13 @@ use crate::error::Refusal;
 use crate::meter::chunk::Usage;
 use crate::meter::counts::Totals;
 use crate::queue::Charge;
+use crate::settings::AccessLog;
+use access::Line;
+pub(crate) use arrived::Arrived;
 use metrics::GatewayMetrics;
+use pace::Pace;
+use series::Series;
+use trace::{Ended, Trace};
 
 /// What every record needs, shared.
 #[derive(Debug)]
@@ -29,6 +42,10 @@ pub(crate) struct Recorder {
     pub spool: Spool,
     pub metrics: GatewayMetrics,
     pub clock: Arc<dyn Clock>,
+    /// Makes spans, if they are exported.
+    pub traces: Option<Traces>,
+    /// The level of the line about each request.
+    pub access_log: AccessLog,
     /// Triggered when what is still open is cut.
     pub cut: Shutdown,
 }
@@ -64,11 +81,21 @@ pub(crate) struct Meter {
     charge: Option<Charge>,
     /// For its turn: time that is not the gateway's own.
     waited: Duration,
+    tenant: Arc<Tenant>,
+    series: Arc<Series>,
+    trace: Trace,
+    /// Of a stream.
+    pace: Option<Pace>,
     begun: Instant,
     status: u16,
+    attempts: u32,
     dispatched_at: Option<Micros>,
     first_byte_at: Option<Micros>,
-    answering: Option<ReplicaId>,
+    first_token: Option<Duration>,
+    /// The last that was asked.
+    replica: Option<ReplicaId>,
+    /// Whether it is still to be said how the last attempt ended.
+    answering: bool,
     totals: Totals,
     received: bool,
 }
@@ -81,9 +108,9 @@ impl Recorder {
     pub(crate) fn admit(
         self: &Arc<Self>,
         admission: Admission,
-        tenant: &Tenant,
+        tenant: &Arc<Tenant>,
         reservation: Reservation,
-        begun: Instant,
+        arrived: &mut Arrived,
     ) -> Result<Meter, Refusal> {
         let open = match self.spool.admit(admission.clone()) {
             Ok(open) => open,
@@ -101,6 +128,10 @@ impl Recorder {
             }
         };
         self.metrics.in_flight.inc();
+        let mut trace = arrived.taken_over();
+        trace.admitted(&admission, tenant);
+        let series = self.metrics.series.of(&admission.endpoint, &admission.model, &tenant.plan_id);
+        let pace = admission.stream.then(|| Pace::new(&series.between_tokens));
         Ok(Meter {
             recorder: Arc::clone(self),
             admission: Arc::new(admission),
@@ -108,11 +139,18 @@ impl Recorder {
             reservation: Some(reservation),
             charge: None,
             waited: Duration::ZERO,
-            begun,
+            tenant: Arc::clone(tenant),
+            series,
+            trace,
+            pace,
+            begun: arrived.begun,
             status: 0,
+            attempts: 0,
             dispatched_at: None,
             first_byte_at: None,
-            answering: None,
+            first_token: None,
+            replica: None,
+            answering: false,
             totals: Totals::default(),
             received: false,
         })
@@ -139,8 +177,10 @@ impl Meter {
         if number == 0 {
             self.recorder.metrics.overhead.observe(self.begun.elapsed().saturating_sub(self.waited).as_secs_f64());
         }
+        self.attempts = number.saturating_add(1);
         self.dispatched_at = Some(self.now());
-        self.answering = Some(replica.clone());
+        (self.replica, self.answering) = (Some(replica.clone()), true);
+        self.trace.attempt(number, replica);
         if let Some(open) = &mut self.open {
             open.attempt(number, replica.as_str());
             open.serves(version);
@@ -152,8 +192,24 @@ impl Meter {
 
     /// A try at a replica came to this.
     pub(crate) fn attempt_ended(&mut self, replica: &ReplicaId, outcome: &'static str) {
-        self.answering = None;
+        self.answering = false;
+        self.trace.attempt_ended(outcome);
         self.recorder.metrics.attempts.with_label_values(&[replica.as_str(), outcome]).inc();
+    }
+
+    /// The headers by which the replica that is being asked learns of the trace.
+    pub(crate) fn pass_on(&self, headers: &mut HeaderMap) {
+        self.trace.pass_on(headers);
+    }
+
+    /// Its client heard nothing for long, and gets a sign of life.
+    pub(crate) fn kept_alive(&self) {
+        self.recorder.metrics.keepalives.inc();
+    }
+
+    /// It has no price.
+    pub(crate) fn unpriced(&self) {
+        self.series.unpriced.inc();
     }
 
     /// The status that the client got, or is about to get.
@@ -170,7 +226,12 @@ impl Meter {
     pub(crate) fn first_byte(&mut self) {
         if self.first_byte_at.is_none() {
             self.first_byte_at = Some(self.now());
-            self.recorder.metrics.first_byte.observe(self.begun.elapsed().as_secs_f64());
+            if self.admission.stream {
+                let took = self.begun.elapsed();
+                self.series.first_token.observe(took.as_secs_f64());
+                self.first_token = Some(took);
+            }
+            self.trace.first_token();
         }
     }
 
@@ -181,6 +242,9 @@ impl Meter {
             charge.used(totals.sum());
         }
         let now = self.now();
+        if let Some(pace) = &mut self.pace {
+            pace.tokens(now, totals.output.saturating_add(totals.reasoning));
+        }
         let (Some(open), Some(reservation)) = (&mut self.open, &mut self.reservation) else { return };
         open.received(totals.input, totals.output, totals.reasoning);
         if open.due(now) {
@@ -213,10 +277,11 @@ impl Meter {
             None if self.received => Billed::Running,
             None => Billed::Nothing,
         };
+        let code = end.error_code;
         let finish = Finish {
             end_reason: end.reason,
             status: end.status,
-            error_code: end.error_code,
+            error_code: code.clone(),
             usage: billed,
             dispatched_at: self.dispatched_at,
             first_byte_at: self.first_byte_at,
@@ -225,7 +290,7 @@ impl Meter {
             let finished = open.finish(finish);
             (finished, finished.settled.counts)
         });
-        self.tell(end.reason, end.status, finished.settled);
+        self.tell(end.reason, end.status, code.as_deref(), finished.settled);
         Some(finished)
     }
 
@@ -239,31 +304,51 @@ impl Meter {
             .ok()
     }
 
-    fn tell(&mut self, reason: EndReason, status: u16, settled: Settled) {
-        let metrics = &self.recorder.metrics;
-        let Admission { model, endpoint, tenant, .. } = &*self.admission;
+    fn tell(&mut self, reason: EndReason, status: u16, code: Option<&str>, settled: Settled) {
+        let (metrics, series, took) = (&self.recorder.metrics, &self.series, self.begun.elapsed());
         metrics.in_flight.dec();
-        metrics.requests.with_label_values(&[endpoint, model.as_str(), reason.as_str()]).inc();
-        metrics.duration.with_label_values(&[endpoint.as_str()]).observe(self.begun.elapsed().as_secs_f64());
+        if let Some(requests) = series.requests(reason) {
+            requests.inc();
+        }
+        series.duration.observe(took.as_secs_f64());
         for class in TokenClass::ALL {
             let tokens = settled.counts.of(class);
-            if tokens > 0 {
-                metrics.tokens.with_label_values(&[model.as_str(), class.as_str()]).inc_by(tokens);
+            if let Some(counter) = series.tokens(class).filter(|_| tokens > 0) {
+                counter.inc_by(tokens);
             }
         }
         if settled.estimated {
             metrics.estimated.with_label_values(&[reason.as_str()]).inc();
         }
-        if let Some(replica) = self.answering.take() {
+        if let Some(replica) = self.replica.as_ref().filter(|_| self.answering) {
             metrics.attempts.with_label_values(&[replica.as_str(), reason.as_str()]).inc();
         }
-        let (request, tokens) = (self.admission.request_id, settled.counts.total().unwrap_or(u64::MAX));
-        if reason == EndReason::Complete {
-            tracing::debug!(%request, %tenant, %model, status, tokens, "complete");
-        } else {
-            let reason = reason.as_str();
-            tracing::info!(%request, %tenant, %model, status, tokens, reason, "ended");
-        }
+        self.trace.ended(&Ended {
+            status,
+            reason,
+            code,
+            tokens: settled.counts,
+            attempts: self.attempts,
+            finish_reasons: &[],
+        });
+        let line = Line {
+            request: self.admission.request_id,
+            trace: self.trace.id(),
+            endpoint: Some(&self.admission.endpoint),
+            tenant: Some(&self.tenant),
+            project: Some(self.admission.project.as_str()),
+            model: Some(self.admission.model.as_str()),
+            replica: self.replica.as_ref().map(ReplicaId::as_str),
+            status,
+            reason,
+            code,
+            tokens: settled.counts,
+            attempts: self.attempts,
+            waited: Some(self.waited),
+            first_token: self.first_token,
+            took,
+        };
+        line.write(self.recorder.access_log);
     }
 
     /// Waits for the disk, where the settings say that the end of an answer does.

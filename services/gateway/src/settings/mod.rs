@@ -1,9 +1,11 @@
 //! `[gateway]` of the configuration.
 
 mod limits;
+mod manners;
 mod overload;
 mod queue;
 mod routing;
+mod telemetry;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -12,9 +14,11 @@ use runtime::config::{Validate, byte_size, duration};
 use serde::{Deserialize, Serialize};
 
 pub use limits::LimitSettings;
+pub use manners::Manners;
 pub use overload::Overload;
 pub use queue::{FloorPercent, QueueSettings};
 pub use routing::{Ejection, Guard, Routing, RoutingPolicy};
+pub use telemetry::{AccessLog, Telemetry};
 
 /// See the module. Each setting has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +65,10 @@ pub struct Settings {
     pub overload: Overload,
     /// What limits that bend are asked for.
     pub limits: LimitSettings,
+    /// How slow answers and slow clients are dealt with.
+    pub manners: Manners,
+    /// What is said of each request, and how finely it is measured.
+    pub telemetry: Telemetry,
 }
 
 /// `[gateway.deadlines]`.
@@ -107,6 +115,8 @@ impl Default for Settings {
             queue: QueueSettings::default(),
             overload: Overload::default(),
             limits: LimitSettings::default(),
+            manners: Manners::default(),
+            telemetry: Telemetry::default(),
         }
     }
 }
@@ -164,6 +174,9 @@ impl Settings {
         ] {
             let day = Duration::from_secs(86_400);
             check((Duration::from_millis(1)..=day).contains(&time), &format!("{name} must be 1ms to 1d"));
+        }
+        for (section, problems) in [("manners", self.manners.validate()), ("telemetry", self.telemetry.validate())] {
+            problems.iter().for_each(|problem| check(false, &format!("{section}.{problem}")));
         }
         let parts = [
             self.routing.validate(),

@@ -58,8 +58,10 @@ async fn a_client_that_goes_away_pays_for_what_was_received_and_frees_the_replic
 #[tokio::test]
 async fn a_client_that_goes_away_before_any_answer_pays_nothing() {
     let replica = simulator(SimulatorSettings { time_to_first_token_us: 60_000_000, ..Default::default() }).await;
-    let world = Setup::new(&[&replica]).start().await;
-    // The head of a stream comes before its first token; that of a whole answer does not.
+    let mut setup = Setup::new(&[&replica]);
+    setup.settings.manners.keepalive_interval = Duration::from_millis(20);
+    let world = setup.start().await;
+    // The head of a stream comes with the first sign of life; that of a whole answer with its end.
     for (body, status) in [(chat("hello", 9), 0), (stream("hello", 9, true), 200)] {
         let before = replica.requests().len();
         let arrived = until("the replica has it", || replica.requests().len() > before);

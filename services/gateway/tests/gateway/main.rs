@@ -4,10 +4,13 @@
 
 mod access;
 mod answers;
+mod collector;
 mod cut;
 mod failing;
 mod limits;
+mod manners;
 mod queue;
 mod refusals;
 mod routing;
+mod tracing;
 mod world;

@@ -159,7 +159,7 @@ async fn health_readiness_and_metrics_stand_beside_the_api() {
     assert_eq!(world.get("/readyz").await.status, 200);
     world.post(CHAT, &chat("hello", 2)).await;
     let text = world.get("/metrics").await.body;
-    let line = r#"tollgate_gateway_requests_total{end_reason="complete",endpoint="/v1/chat/completions",model="llama-3.1-8b"} 1"#;
+    let line = r#"tollgate_gateway_requests_total{end_reason="complete",endpoint="/v1/chat/completions",model="llama-3.1-8b",plan="plan"} 1"#;
     assert!(text.contains(line), "{text}");
     world.stop().await;
 }

@@ -133,6 +133,7 @@ pub(crate) struct World {
 /// How a world is made.
 pub(crate) struct Setup {
     pub(crate) settings: Settings,
+    pub(crate) telemetry: runtime::traces::Settings,
     pub(crate) plan: Plan,
     pub(crate) replicas: Vec<String>,
     pub(crate) spool: SpoolSettings,
@@ -145,6 +146,7 @@ impl Setup {
         settings.queue.no_replica_wait = Duration::ZERO;
         Self {
             settings,
+            telemetry: runtime::traces::Settings::default(),
             plan: unlimited(),
             replicas: replicas.iter().map(|replica| replica.url()).collect(),
             spool: SpoolSettings::default(),
@@ -161,6 +163,7 @@ impl Setup {
         let metrics = Metrics::new();
         let gateway = Gateway::new(Parts {
             settings: self.settings,
+            telemetry: self.telemetry,
             control: view,
             spool: opened.spool.clone(),
             metrics: metrics.clone(),

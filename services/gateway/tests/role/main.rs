@@ -104,7 +104,10 @@ impl Running {
         let gateway = Settings { listen: addr, ..Settings::default() };
         let spool = SpoolSettings { dir: dir.to_owned(), ..SpoolSettings::default() };
         let (shutdown, mut role) = (Shutdown::new(), JoinSet::new());
-        role.spawn(gateway::run(RunSettings { gateway, spool, kafka: kafka.clone() }, shutdown.clone()));
+        role.spawn(gateway::run(
+            RunSettings { gateway, spool, kafka: kafka.clone(), ..RunSettings::default() },
+            shutdown.clone(),
+        ));
         Self { addr, shutdown, role, client: Client::builder(TokioExecutor::new()).build_http() }
     }
 

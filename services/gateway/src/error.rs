@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::Body;
+use crate::endpoint::ErrorShape;
 
 /// A refusal. Its words are for the client: they name no replica, no address and no other tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,7 @@ pub(crate) struct Refusal {
     retry_after: Option<NonZeroU32>,
     allow: Option<&'static str>,
     limited_by: Option<&'static str>,
+    shape: ErrorShape,
 }
 
 /// Which limit of which level has no room: `key.requests_per_minute`.
@@ -30,16 +32,9 @@ const SERVER: &str = "server_error";
 
 impl Refusal {
     fn new(status: StatusCode, code: &'static str, kind: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            code,
-            kind,
-            message: message.into(),
-            param: None,
-            retry_after: None,
-            allow: None,
-            limited_by: None,
-        }
+        let (message, shape) = (message.into(), ErrorShape::default());
+        let (param, retry_after, allow, limited_by) = (None, None, None, None);
+        Self { status, code, kind, message, param, retry_after, allow, limited_by, shape }
     }
 
     fn again(self, after: Duration) -> Self {
@@ -194,17 +189,39 @@ impl Refusal {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", SERVER, words)
     }
 
+    /// The error as clients of this shape read it.
+    pub(crate) fn shaped(self, shape: ErrorShape) -> Self {
+        Self { shape, ..self }
+    }
+
     /// The error as JSON.
     pub(crate) fn json(&self) -> String {
-        let body = serde_json::json!({
-            "error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        });
+        let body = match self.shape {
+            ErrorShape::OpenAi | ErrorShape::Responses => serde_json::json!({
+                "error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+            }),
+            ErrorShape::Anthropic => serde_json::json!({
+                "type": "error", "error": {"type": anthropic(self.status), "message": self.message, "code": self.code}
+            }),
+        };
         body.to_string()
     }
 
-    /// The error inside a stream that has begun, as vLLM itself sends one: an event, then the end.
-    pub(crate) fn event(&self) -> String {
-        format!("data: {}\n\ndata: [DONE]\n\n", self.json())
+    /// The error inside a stream that has begun, as engines send one: an event, and where there is a mark of it, the end.
+    pub(crate) fn event(&self, shape: ErrorShape) -> String {
+        match shape {
+            ErrorShape::OpenAi => format!("data: {}\n\ndata: [DONE]\n\n", self.json()),
+            ErrorShape::Anthropic => format!("event: error\ndata: {}\n\n", self.clone().shaped(shape).json()),
+            // With `error`, by which the official clients know one.
+            ErrorShape::Responses => {
+                let error =
+                    serde_json::json!({"message": self.message, "type": self.kind, "param": null, "code": self.code});
+                let event = serde_json::json!({
+                    "type": "error", "code": self.code, "message": self.message, "param": null, "error": error
+                });
+                format!("event: error\ndata: {event}\n\n")
+            }
+        }
     }
 
     /// The error as an answer.
@@ -242,6 +259,21 @@ impl Refusal {
 fn millis(after: Duration) -> Option<NonZeroU32> {
     let millis = u32::try_from(after.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
     NonZeroU32::new(millis.max(1))
+}
+
+/// Anthropic's name for errors of a status, by which its clients know them.
+fn anthropic(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        504 => "timeout_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    }
 }
 
 /// What the client said, as far as it is worth repeating.
@@ -291,5 +323,18 @@ mod tests {
         let limited = Refusal::rate_limited("tokens", "Wait.".into(), Some(Duration::from_millis(1200))).response();
         assert_eq!((limited.status().as_u16(), limited.headers()[header::RETRY_AFTER].to_str().unwrap()), (429, "2"));
         assert_eq!(limited.headers()["retry-after-ms"].to_str().unwrap(), "1200");
+        let error = Refusal::insufficient_quota("Used up.".into()).shaped(ErrorShape::Anthropic).json();
+        let error: serde_json::Value = serde_json::from_str(&error).unwrap();
+        assert_eq!((&error["type"], &error["error"]["type"]), (&"error".into(), &"rate_limit_error".into()));
+        assert_eq!(error["error"]["message"], "Used up.");
+    }
+
+    #[test]
+    fn a_stream_that_breaks_says_so_in_its_own_way() {
+        let of = |shape| Refusal::upstream().event(shape);
+        assert!(of(ErrorShape::OpenAi).ends_with("}\n\ndata: [DONE]\n\n"));
+        let (anthropic, responses) = (of(ErrorShape::Anthropic), of(ErrorShape::Responses));
+        assert!(anthropic.starts_with("event: error\ndata: {") && anthropic.contains("\"type\":\"api_error\""));
+        assert!(responses.starts_with("event: error\ndata: {") && responses.contains("\"type\":\"error\""));
     }
 }

@@ -8,7 +8,6 @@ use bytes::Bytes;
 use http::request::Parts as Head;
 use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Body as HttpBody;
-use ledger::control::Scope;
 use ledger::ids::{ModelVersion, RequestId, TenantId};
 use ledger::time::{Micros, Period};
 use runtime::metrics::Error as MetricsError;
@@ -25,7 +24,8 @@ use crate::admit::caller::Caller;
 use crate::admit::limits::told::{Names, show};
 use crate::admit::limits::{Limits, Room};
 use crate::admit::policy::{Model, Policy};
-use crate::admit::request::{Ask, Endpoint};
+use crate::admit::request::Ask;
+use crate::endpoint::{self, ErrorShape, Found, Wire};
 use crate::error::Refusal;
 use crate::forward::{Answering, Asked, Call, Client, Failure, Peek, dispatch, passed_on};
 use crate::meter::scanner::Scanner;
@@ -39,8 +39,6 @@ use crate::route::metrics::RouteMetrics;
 use crate::route::{Pool, Prefix, Want, health, scrape};
 use crate::settings::Settings;
 
-/// A token of a prompt stands for so many bytes, by and large.
-const BYTES_PER_TOKEN: u64 = 4;
 /// The header that names a request, to the client and to the replica.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -191,6 +189,7 @@ impl Gateway {
             Ok(response) => response,
             Err(refusal) => {
                 self.0.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
+                let refusal = refusal.shaped(endpoint::errors_of(head.uri.path()));
                 arrived.code = Some(refusal.code);
                 refusal.response()
             }
@@ -204,29 +203,24 @@ impl Gateway {
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let endpoint = match (&head.method, head.uri.path()) {
-            (&Method::POST, "/v1/chat/completions") => Endpoint::Chat,
-            (&Method::POST, "/v1/completions") => Endpoint::Completions,
-            (method, path @ ("/v1/chat/completions" | "/v1/completions")) => {
-                return Err(Refusal::method_not_allowed(method, path, "POST"));
-            }
-            (method, path) => return self.models(method, path, head),
-        };
-        arrived.endpoint = Some(endpoint.path());
-        self.generate(endpoint, head, body, arrived).await
+        let (method, path) = (&head.method, head.uri.path());
+        let found = endpoint::find(path).ok_or_else(|| Refusal::unknown_url(method, path))?;
+        let right = &found.endpoint.method;
+        if method != right && !(right == Method::GET && method == Method::HEAD) {
+            let allow = if right == Method::GET { "GET" } else { "POST" };
+            return Err(Refusal::method_not_allowed(method, path, allow));
+        }
+        if found.endpoint.wire == Wire::Own {
+            return self.models(found.below, head);
+        }
+        arrived.endpoint = Some(found.endpoint.name);
+        self.generate(found, head, body, arrived).await
     }
 
-    fn models(&self, method: &Method, path: &str, head: &Head) -> Result<Response<Body>, Refusal> {
-        let one = path.strip_prefix("/v1/models/").filter(|model| !model.is_empty());
-        if path != "/v1/models" && one.is_none() {
-            return Err(Refusal::unknown_url(method, path));
-        }
-        if method != Method::GET && method != Method::HEAD {
-            return Err(Refusal::method_not_allowed(method, path, "GET"));
-        }
+    fn models(&self, one: Option<&str>, head: &Head) -> Result<Response<Body>, Refusal> {
         let policy = self.0.policy.load_full();
         let caller = Credential::of(&head.headers)?.caller(&policy, self.now())?;
-        caller.may(Scope::Models)?;
+        caller.may(endpoint::MODELS.scope)?;
         models::answer(&policy, &caller.tenant, one)
     }
 
@@ -236,7 +230,7 @@ impl Gateway {
 
     async fn generate<B>(
         &self,
-        endpoint: Endpoint,
+        found: Found<'_>,
         head: &Head,
         body: B,
         arrived: &mut Arrived,
@@ -251,37 +245,38 @@ impl Gateway {
         let room = {
             let policy = inner.policy.load();
             let caller = credential.caller(&policy, received_at)?;
-            caller.may(Scope::Generate)?;
+            caller.may(found.endpoint.scope)?;
             inner.queue.bodies().take(&caller.tenant.id, 0).map_err(body::refusal)?
         };
         let settings = &inner.settings;
         let (body, held) =
             body::take(&head.headers, body, room, settings.max_body_bytes, settings.deadlines.body).await?;
-        let ask = Ask::read(endpoint, &body)?;
+        let ask = Ask::read(found.endpoint, &body)?;
         // And again: the body may have taken its time.
         let policy = inner.policy.load_full();
         let caller = credential.caller(&policy, self.now())?;
-        caller.may(Scope::Generate)?;
+        caller.may(found.endpoint.scope)?;
         arrived.tenant = Some(Arc::clone(&caller.tenant));
         let model = policy.model(&ask.model).ok_or_else(|| Refusal::model_not_found(&ask.model))?;
         if !caller.tenant.may_use(model) {
             return Err(Refusal::model_not_allowed(model.id.as_str()));
         }
         let now = self.now();
+        let names = if ask.endpoint.errors == ErrorShape::Anthropic { Names::Anthropic } else { Names::OpenAi };
         let (standing, room) = inner.limits.reserve(&caller, &model.id, &ask, settings, now);
         let Room { reservation, max_tokens } = match room {
             Ok(room) => room,
             Err(refusal) => {
                 inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
                 arrived.code = Some(refusal.code);
-                let mut response = refusal.response();
-                show(&standing, Names::OpenAi, now, response.headers_mut());
+                let mut response = refusal.shaped(ask.endpoint.errors).response();
+                show(&standing, names, now, response.headers_mut());
                 return Ok(response);
             }
         };
         let priced = policy.has_price(&model.id, caller.tenant.currency, received_at);
         let salt = [caller.tenant.id.as_str(), model.id.as_str()];
-        let prefix = Prefix::new(&salt, ask.prompt_pieces(&body), ask.prompt_bytes / BYTES_PER_TOKEN);
+        let prefix = Prefix::new(&salt, ask.prompt_pieces(&body), ask.prompt.estimate());
         let (plan, stream) = (&caller.tenant.plan_id, ask.stream);
         let want = Want { model: &model.id, plan, request: arrived.id, prefix: &prefix, stream };
         let need = Need {
@@ -300,9 +295,9 @@ impl Gateway {
         if !priced {
             meter.unpriced();
         }
-        let asked = Asked { ask: &ask, body: &body, max_tokens };
+        let asked = Asked { ask: &ask, body: &body, max_tokens, path: found.path, headers: &head.headers };
         let mut response = self.forward(asked, need, entry, meter).await;
-        show(&standing, Names::OpenAi, now, response.headers_mut());
+        show(&standing, names, now, response.headers_mut());
         Ok(response)
     }
 
@@ -316,18 +311,17 @@ impl Gateway {
             Err(no) => {
                 let failure = Failure::NoTurn(no);
                 inner.recorder.metrics.refused.with_label_values(&[failure.refusal().code]).inc();
-                return give_up(failure, meter).await;
+                return give_up(failure, ask.endpoint.errors, meter).await;
             }
         };
         meter.has_turn(charge, waited);
         let limit = usize::try_from(inner.settings.max_answer_bytes).unwrap_or(usize::MAX);
         let hold = manners.keepalive().unwrap_or(deadlines.total);
-        let prompt_bound = ask.input_bound(inner.settings.template_overhead_tokens);
+        let prompt_bound = ask.input_bound(&inner.settings);
         let first_token = manners.first_token(deadlines.first_byte, prompt_bound);
         let call = Call {
             want: need.want,
             asked,
-            path: ask.endpoint.path(),
             request_id: id_header(meter.request_id()),
             attempts: inner.settings.max_attempts,
             first_byte: if ask.stream { first_token } else { deadlines.whole_answer },
@@ -336,16 +330,16 @@ impl Gateway {
         };
         let answering = match dispatch(&self.1, &inner.pool, &call, lease, &mut meter).await {
             Ok(answering) => answering,
-            Err(failure) => return give_up(failure, meter).await,
+            Err(failure) => return give_up(failure, ask.endpoint.errors, meter).await,
         };
         if !ask.stream {
-            return self.whole(answering, meter, total).await;
+            return self.whole(ask, answering, meter, total).await;
         }
         let Answering { lease, response, read, first_token } = answering;
         let status = response.status();
         meter.answering(status.as_u16());
         let (head, upstream) = response.into_parts();
-        let scanner = Scanner::new(ask.wants, ask.choices, limit);
+        let scanner = Scanner::new(ask, limit);
         let times = Times { first_token, idle: deadlines.idle, keepalive: manners.keepalive(), total };
         let mut answer = Response::new(Streamed::new((upstream, read), lease, scanner, meter, times).into_body());
         *answer.status_mut() = status;
@@ -353,31 +347,38 @@ impl Gateway {
         answer
     }
 
-    async fn whole(&self, answering: Answering, mut meter: Meter, total: tokio::time::Instant) -> Response<Body> {
+    async fn whole(
+        &self,
+        ask: &Ask,
+        answering: Answering,
+        mut meter: Meter,
+        total: tokio::time::Instant,
+    ) -> Response<Body> {
+        let errors = ask.endpoint.errors;
         let settings = &self.0.settings;
         let Answering { lease, response, .. } = answering;
         let status = response.status();
         let (head, upstream) = response.into_parts();
         let collected = whole::collect(upstream, settings.max_answer_bytes, settings.deadlines.idle, total).await;
-        let said = collected.and_then(|body| Ok((whole::read(&body).map_err(|_| whole::Cut::Broken)?, body)));
+        let said = collected
+            .and_then(|body| Ok((whole::read(ask.endpoint.wire, &body).map_err(|_| whole::Cut::Broken)?, body)));
         let (said, body) = match said {
             Ok(said) => said,
             Err(cut) => {
                 lease.failed("its answer broke off");
                 let broken = matches!(cut, whole::Cut::Broken);
-                return give_up(if broken { Failure::Broken } else { Failure::Deadline }, meter).await;
+                return give_up(if broken { Failure::Broken } else { Failure::Deadline }, errors, meter).await;
             }
         };
         meter.first_byte();
         if said.usage.is_none() {
-            tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: each choice is counted as one token");
-            let output = said.choices.len() as u64;
-            meter.received(crate::meter::counts::Totals { input: 0, output, reasoning: 0 });
+            tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: it is estimated from the texts");
+            meter.received(whole::estimate(ask.endpoint, &ask.prompt, &said, &body), true);
         }
         let aborted = said.choices.iter().any(|choice| choice.aborted);
         let reason = if aborted { EndReason::UpstreamError } else { EndReason::Complete };
         let (spool, end) =
-            (meter.spool(), End { reason, status: status.as_u16(), error_code: None, usage: said.usage });
+            (meter.spool(), End { reason, status: status.as_u16(), error_code: said.error, usage: said.usage });
         let finished = meter.finish(end);
         // After that: who is next is decided by what this one has used.
         if aborted {
@@ -413,7 +414,7 @@ pub(crate) fn balance_of(limits: &Limits, balance: &BalanceUpdated) {
 fn expected(ask: &Ask, max_tokens: Option<u64>, settings: &Settings) -> u64 {
     let usual = settings.queue.expected_output_tokens;
     let output = ask.max_tokens.or(max_tokens).map_or(usual, |most| most.min(usual));
-    ask.input_bound(settings.template_overhead_tokens).saturating_add(ask.output_bound(output))
+    ask.input_bound(settings).saturating_add(ask.output_bound(output))
 }
 
 fn admission(
@@ -431,7 +432,7 @@ fn admission(
         api_key: caller.key,
         model: model.id.clone(),
         version,
-        endpoint: ask.endpoint.path().to_owned(),
+        endpoint: ask.endpoint.name.to_owned(),
         received_at,
         stream: ask.stream,
     }
@@ -443,8 +444,8 @@ fn id_header(id: RequestId) -> HeaderValue {
 }
 
 /// Ends a request that got no answer, and tells the client.
-async fn give_up(failure: Failure, meter: Meter) -> Response<Body> {
-    let refusal = failure.refusal();
+async fn give_up(failure: Failure, errors: ErrorShape, meter: Meter) -> Response<Body> {
+    let refusal = failure.refusal().shaped(errors);
     let (end, response) = match failure {
         Failure::Error(error) => {
             let reason = if error.status.is_server_error() { EndReason::UpstreamError } else { EndReason::Complete };

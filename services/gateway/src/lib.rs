@@ -4,9 +4,11 @@
 //! are told, and the spool is a directory. [`run()`] puts Kafka behind each of them.
 
 mod admit;
+mod endpoint;
 mod error;
 mod forward;
 mod gateway;
+mod kind;
 mod meter;
 mod models;
 mod object;

@@ -5,4 +5,5 @@ pub(crate) mod body;
 pub(crate) mod caller;
 pub(crate) mod limits;
 pub(crate) mod policy;
+pub(crate) mod prompt;
 pub(crate) mod request;

@@ -3,27 +3,14 @@
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
-use serde_json::value::RawValue;
+use ledger::control::ReplicaKind;
 
+use super::prompt::Prompt;
+use crate::endpoint::{Endpoint, NoBound, Wire};
 use crate::error::Refusal;
+use crate::kind;
 use crate::object::{Member, members};
-
-/// Which of the two endpoints that generate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    Chat,
-    Completions,
-}
-
-impl Endpoint {
-    /// The path, on this side and the other.
-    pub(crate) const fn path(self) -> &'static str {
-        match self {
-            Self::Chat => "/v1/chat/completions",
-            Self::Completions => "/v1/completions",
-        }
-    }
-}
+use crate::settings::Settings;
 
 /// OpenAI's (and vLLM's) own `max_tokens` of a completion that names none.
 const COMPLETION_MAX_TOKENS: u64 = 16;
@@ -48,19 +35,16 @@ pub(crate) struct Wants {
 /// What policy must know of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ask {
-    pub endpoint: Endpoint,
+    pub endpoint: &'static Endpoint,
     pub model: String,
     pub stream: bool,
     pub wants: Wants,
     /// Choices of each prompt.
     pub choices: u64,
-    /// Prompts; more than one only in completions.
-    pub prompts: u64,
-    /// The most output tokens of each choice, as the client set them.
+    /// What is to be read.
+    pub prompt: Prompt,
+    /// The most output tokens of each choice, as the client set them; none where nothing is generated.
     pub max_tokens: Option<u64>,
-    /// Bytes of JSON of all that may become a prompt: a bound of its tokens, as a token of a byte-level tokenizer stands
-    /// for at least one byte, and a text's JSON is never shorter than the text.
-    pub prompt_bytes: u64,
     /// Where that lies which the engine reads, in the order in which its template puts it.
     read: Vec<Range<usize>>,
     places: Places,
@@ -73,42 +57,51 @@ struct Places {
     stream_options: Option<Range<usize>>,
     /// The client's other options, as members.
     other_options: String,
-    /// `max_tokens`, where it is there and null.
-    max_tokens: Option<Range<usize>>,
+    /// The bound of the output that policy sets, where it is there and null.
+    bound: Option<Range<usize>>,
+    /// What is set in each request, where the client set it.
+    forced: Vec<(&'static str, Range<usize>)>,
     /// The end of the last member.
     end: usize,
 }
 
 impl Ask {
     /// Reads a body. What policy rests on is read strictly: a value that the engine might read in another way is refused.
-    pub(crate) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Self, Refusal> {
+    pub(crate) fn read(endpoint: &'static Endpoint, body: &[u8]) -> Result<Self, Refusal> {
         let text = std::str::from_utf8(body).map_err(|error| Refusal::invalid_json(&error))?;
         let found = members(text).map_err(|error| Refusal::invalid_json(&error))?;
-        let known = Known::of(&found)?;
+        let known = Known::of(endpoint, &found)?;
+        known.supported(endpoint)?;
         let model = known.model.ok_or_else(|| Refusal::invalid("model", "is required"))?;
         let stream = flag(known.stream, "stream")?;
         let mut places = Places { model: model.value_span(), ..Places::default() };
         places.end = found.last().map_or(0, Member::end);
-        places.max_tokens = known.max_tokens.map(Member::value_span);
+        places.bound =
+            endpoint.bounds.iter().zip(known.bounds).next_back().and_then(|(_, set)| Some(set?.value_span()));
         places.stream_options = known.stream_options.map(Member::value_span);
+        for (name, _) in endpoint.forced {
+            let set = known.others.iter().find(|member| member.key == *name);
+            places.forced.extend(set.map(|member| (*name, member.value_span())));
+        }
         let mut wants = Wants::default();
         if let Some(options) = known.stream_options.filter(|options| stream && !options.is_null()) {
             wants = read_options(options.value, &mut places.other_options)?;
         }
-        let max_tokens = match (endpoint, number(known.max_completion_tokens, "max_completion_tokens")?) {
-            (Endpoint::Chat, Some(most)) => Some(most),
-            _ => number(known.max_tokens, "max_tokens")?,
-        };
-        let choices = number(known.n, "n")?.unwrap_or(1).max(number(known.best_of, "best_of")?.unwrap_or(1)).max(1);
+        let mut max_tokens = None;
+        for (name, set) in endpoint.bounds.iter().zip(known.bounds) {
+            max_tokens = max_tokens.or(number(set, name)?);
+        }
+        if let (NoBound::Refused, None, Some(name)) = (endpoint.no_bound, max_tokens, endpoint.bounds.last()) {
+            return Err(Refusal::invalid(name, "is required"));
+        }
         Ok(Self {
             endpoint,
             model: serde_json::from_str(model.value).map_err(|_| Refusal::invalid("model", "must be a text"))?,
             stream,
             wants,
-            choices,
-            prompts: known.prompt.map_or(1, |prompt| prompts_in(prompt.value)),
-            max_tokens,
-            prompt_bytes: found.iter().filter(|member| may_be_prompt(member)).map(|m| m.value.len() as u64).sum(),
+            choices: number(known.n, "n")?.unwrap_or(1).max(number(known.best_of, "best_of")?.unwrap_or(1)).max(1),
+            prompt: Prompt::of(endpoint, &found),
+            max_tokens: max_tokens.or((!endpoint.generates()).then_some(0)),
             read: PROMPT_MEMBERS.iter().flat_map(|names| in_body(&found, names)).collect(),
             places,
         })
@@ -121,54 +114,75 @@ impl Ask {
 
     /// The most tokens of output over all choices, if each has at most `max_tokens`. (With `echo`, 0 makes one.)
     pub(crate) fn output_bound(&self, max_tokens: u64) -> u64 {
-        max_tokens.max(1).saturating_mul(self.choices).saturating_mul(self.prompts)
+        if !self.endpoint.generates() {
+            return 0;
+        }
+        max_tokens.max(1).saturating_mul(self.choices).saturating_mul(self.prompt.prompts)
     }
 
     /// The most tokens of input.
-    pub(crate) fn input_bound(&self, template_overhead: u64) -> u64 {
-        self.prompt_bytes.saturating_add(template_overhead.saturating_mul(self.prompts))
+    pub(crate) fn input_bound(&self, settings: &Settings) -> u64 {
+        if self.endpoint.wire == Wire::Free {
+            return 0;
+        }
+        let Prompt { prompts, bytes, parts, .. } = self.prompt;
+        let overhead = settings.template_overhead_tokens.saturating_mul(prompts);
+        bytes.saturating_add(overhead).saturating_add(settings.media_part_tokens.saturating_mul(parts))
     }
 
-    /// `max_tokens` to send when the client gave none and a bound is needed.
+    /// The bound of the output to send when the client gave none and one is needed.
     pub(crate) fn default_max_tokens(&self, setting: u64) -> u64 {
-        match self.endpoint {
-            Endpoint::Completions if self.places.max_tokens.is_none() => COMPLETION_MAX_TOKENS,
+        match self.endpoint.no_bound {
+            NoBound::Sixteen if self.places.bound.is_none() => COMPLETION_MAX_TOKENS,
             _ => setting,
         }
     }
 
-    /// The body to forward: with the name that replicas know, with usage in every chunk of a stream, and with
-    /// `max_tokens` where policy sets it. All else is the client's bytes.
-    pub(crate) fn forwarded(&self, body: &[u8], served_name: &str, max_tokens: Option<u64>) -> Bytes {
+    /// The body for a replica: with the name that it knows the model by, with as much usage in a stream as its kind
+    /// tells, with what is set in each request, and with a bound of the output where policy sets it. All else is the
+    /// client's bytes.
+    pub(crate) fn forwarded(
+        &self,
+        body: &[u8],
+        served_name: &str,
+        kind: ReplicaKind,
+        max_tokens: Option<u64>,
+    ) -> Bytes {
         let places = &self.places;
-        let name = serde_json::Value::from(served_name).to_string();
-        let mut edits = vec![(places.model.clone(), name)];
+        let mut edits = vec![(places.model.clone(), serde_json::Value::from(served_name).to_string())];
         let mut added = String::new();
-        if self.stream {
-            let options = format!("{{\"include_usage\":true,\"continuous_usage_stats\":true{}}}", places.other_options);
-            match &places.stream_options {
-                Some(span) => edits.push((span.clone(), options)),
-                None => added.push_str(&format!(",\"stream_options\":{options}")),
-            }
+        let mut set = |name: &str, place: Option<Range<usize>>, value: String| match place {
+            Some(span) => edits.push((span, value)),
+            None => added.push_str(&format!(",\"{name}\":{value}")),
+        };
+        if self.stream && self.endpoint.wire == Wire::Chunks {
+            let options = format!("{{{}{}}}", kind::of(kind).stream_options, places.other_options);
+            set("stream_options", places.stream_options.clone(), options);
         }
-        if let Some(most) = max_tokens {
-            match &places.max_tokens {
-                Some(span) => edits.push((span.clone(), most.to_string())),
-                None => added.push_str(&format!(",\"max_tokens\":{most}")),
-            }
+        if let (Some(most), Some(name)) = (max_tokens, self.endpoint.bounds.last()) {
+            set(name, places.bound.clone(), most.to_string());
+        }
+        for (name, value) in self.endpoint.forced {
+            let place = places.forced.iter().find(|(known, _)| known == name);
+            set(name, place.map(|(_, span)| span.clone()), (*value).to_owned());
         }
         edits.push((places.end..places.end, added));
-        edits.sort_by_key(|(span, _)| span.start);
-        let mut forwarded = BytesMut::with_capacity(body.len() + 160);
-        let mut at = 0;
-        for (span, text) in edits {
-            forwarded.extend_from_slice(body.get(at..span.start).unwrap_or_default());
-            forwarded.extend_from_slice(text.as_bytes());
-            at = span.end;
-        }
-        forwarded.extend_from_slice(body.get(at..).unwrap_or_default());
-        forwarded.freeze()
+        edited(body, edits)
     }
+}
+
+/// The body with these spans replaced.
+fn edited(body: &[u8], mut edits: Vec<(Range<usize>, String)>) -> Bytes {
+    edits.sort_by_key(|(span, _)| span.start);
+    let mut forwarded = BytesMut::with_capacity(body.len() + 160);
+    let mut at = 0;
+    for (span, text) in edits {
+        forwarded.extend_from_slice(body.get(at..span.start).unwrap_or_default());
+        forwarded.extend_from_slice(text.as_bytes());
+        at = span.end;
+    }
+    forwarded.extend_from_slice(body.get(at..).unwrap_or_default());
+    forwarded.freeze()
 }
 
 /// The members that policy reads. One that occurs twice is refused: which of them would the engine take?
@@ -177,33 +191,56 @@ struct Known<'m, 'a> {
     model: Option<&'m Member<'a>>,
     stream: Option<&'m Member<'a>>,
     stream_options: Option<&'m Member<'a>>,
-    max_tokens: Option<&'m Member<'a>>,
-    max_completion_tokens: Option<&'m Member<'a>>,
     n: Option<&'m Member<'a>>,
     best_of: Option<&'m Member<'a>>,
-    prompt: Option<&'m Member<'a>>,
+    /// As the endpoint's `bounds`.
+    bounds: [Option<&'m Member<'a>>; 2],
+    /// What the endpoint names beside these.
+    others: Vec<&'m Member<'a>>,
 }
 
 impl<'m, 'a> Known<'m, 'a> {
-    fn of(found: &'m [Member<'a>]) -> Result<Self, Refusal> {
+    fn of(endpoint: &Endpoint, found: &'m [Member<'a>]) -> Result<Self, Refusal> {
         let mut known = Self::default();
+        let chunks = endpoint.wire == Wire::Chunks;
         for member in found {
             let (name, place) = match member.key.as_ref() {
                 "model" => ("model", &mut known.model),
-                "stream" => ("stream", &mut known.stream),
-                "stream_options" => ("stream_options", &mut known.stream_options),
-                "max_tokens" => ("max_tokens", &mut known.max_tokens),
-                "max_completion_tokens" => ("max_completion_tokens", &mut known.max_completion_tokens),
-                "n" => ("n", &mut known.n),
-                "best_of" => ("best_of", &mut known.best_of),
-                "prompt" => ("prompt", &mut known.prompt),
-                _ => continue,
+                "stream" if endpoint.streams => ("stream", &mut known.stream),
+                "stream_options" if chunks => ("stream_options", &mut known.stream_options),
+                "n" if chunks => ("n", &mut known.n),
+                "best_of" if chunks => ("best_of", &mut known.best_of),
+                key => {
+                    if let Some((name, place)) = endpoint.bounds.iter().zip(&mut known.bounds).find(|(b, _)| **b == key)
+                    {
+                        (*name, place)
+                    } else if let Some(name) = endpoint.named(key) {
+                        if known.others.iter().any(|other| other.key == name) {
+                            return Err(Refusal::invalid(name, "occurs twice"));
+                        }
+                        known.others.push(member);
+                        continue;
+                    } else {
+                        continue;
+                    }
+                }
             };
             if place.replace(member).is_some() {
                 return Err(Refusal::invalid(name, "occurs twice"));
             }
         }
         Ok(known)
+    }
+
+    /// Whether the gateway can serve what is asked for.
+    fn supported(&self, endpoint: &Endpoint) -> Result<(), Refusal> {
+        for rule in endpoint.unsupported {
+            let served = |value: &str| value == "null" || rule.unless.contains(&value);
+            if self.others.iter().any(|member| member.key == rule.member && !served(member.value)) {
+                return Err(Refusal::invalid(rule.member, rule.why));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -248,30 +285,19 @@ fn read_options(value: &str, others: &mut String) -> Result<Wants, Refusal> {
     Ok(Wants { sum, each: flag(each, "stream_options")? && sum })
 }
 
-/// Each text or list in a list is a prompt; all else, a list of token ids too, is one.
-fn prompts_in(value: &str) -> u64 {
-    let items: Vec<&RawValue> = serde_json::from_str(value).unwrap_or_default();
-    let is_prompt = |item: &&&RawValue| item.get().starts_with(['"', '[', '{']);
-    (items.iter().filter(is_prompt).count() as u64).max(1)
-}
-
-/// Numbers and flags hold no prompt; neither do these.
-fn may_be_prompt(member: &Member<'_>) -> bool {
-    member.value.starts_with(['"', '[', '{']) && !matches!(member.key.as_ref(), "model" | "stream_options")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::{ALL, CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, SCORE};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 
     fn read(body: &str) -> Result<Ask, Refusal> {
-        Ask::read(Endpoint::Chat, body.as_bytes())
+        Ask::read(&CHAT, body.as_bytes())
     }
 
     fn forwarded(body: &str, max_tokens: Option<u64>) -> String {
-        let bytes = read(body).unwrap().forwarded(body.as_bytes(), "served \"x\"", max_tokens);
+        let bytes = read(body).unwrap().forwarded(body.as_bytes(), "served \"x\"", ReplicaKind::Vllm, max_tokens);
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
@@ -322,40 +348,76 @@ mod tests {
         for body in ["", "[]", "{\"model\":", "\u{feff}{}"] {
             assert_eq!(read(body).unwrap_err().code, "invalid_json", "{body}");
         }
-        assert_eq!(Ask::read(Endpoint::Chat, b"{\"model\":\"\xff\"}").unwrap_err().code, "invalid_json");
+        assert_eq!(Ask::read(&CHAT, b"{\"model\":\"\xff\"}").unwrap_err().code, "invalid_json");
     }
 
     #[test]
     fn the_bound_counts_every_choice_of_every_prompt() {
         let of = |endpoint, body: Value| Ask::read(endpoint, body.to_string().as_bytes()).unwrap();
-        let chat = of(Endpoint::Chat, json!({"model": "m", "max_tokens": 9, "max_completion_tokens": 5, "n": 3}));
+        let chat = of(&CHAT, json!({"model": "m", "max_tokens": 9, "max_completion_tokens": 5, "n": 3}));
         assert_eq!((chat.max_tokens, chat.output_bound(5)), (Some(5), 15));
-        let two = of(
-            Endpoint::Completions,
-            json!({"model": "m", "prompt": ["ab", "c"], "n": 2, "best_of": 4, "max_tokens": 0}),
+        let two = of(&COMPLETIONS, json!({"model": "m", "prompt": ["ab", "c"], "n": 2, "best_of": 4, "max_tokens": 0}));
+        assert_eq!(
+            (two.prompt.prompts, two.output_bound(0), two.input_bound(&Settings::default())),
+            (2, 8, 10 + 2 * 64)
         );
-        assert_eq!((two.prompts, two.output_bound(0), two.input_bound(10)), (2, 8, 10 + 20));
-        for (prompt, prompts) in [
-            (json!("a"), 1),
-            (json!([1, 2, 3]), 1),
-            (json!([[1], [2, 3]]), 2),
-            (json!([]), 1),
-            (json!(null), 1),
-            (json!(["a"]), 1),
-        ] {
-            assert_eq!(of(Endpoint::Completions, json!({"model": "m", "prompt": prompt})).prompts, prompts);
-        }
-        assert_eq!(of(Endpoint::Completions, json!({"model": "m"})).default_max_tokens(4096), 16);
-        assert_eq!(of(Endpoint::Completions, json!({"model": "m", "max_tokens": null})).default_max_tokens(4096), 4096);
-        assert_eq!(of(Endpoint::Chat, json!({"model": "m"})).default_max_tokens(4096), 4096);
-        let huge = of(Endpoint::Chat, json!({"model": "m", "n": u64::MAX}));
+        assert_eq!(of(&COMPLETIONS, json!({"model": "m"})).default_max_tokens(4096), 16);
+        assert_eq!(of(&COMPLETIONS, json!({"model": "m", "max_tokens": null})).default_max_tokens(4096), 4096);
+        assert_eq!(of(&CHAT, json!({"model": "m"})).default_max_tokens(4096), 4096);
+        let huge = of(&CHAT, json!({"model": "m", "n": u64::MAX}));
         assert_eq!(huge.output_bound(u64::MAX), u64::MAX, "nothing wraps");
+    }
+
+    #[test]
+    fn each_endpoint_has_its_own_names_for_what_bounds_it() {
+        let of = |endpoint, body: Value| Ask::read(endpoint, body.to_string().as_bytes());
+        let sent = |endpoint, body: &str, kind, most| {
+            let sent = Ask::read(endpoint, body.as_bytes()).unwrap().forwarded(body.as_bytes(), "s", kind, most);
+            String::from_utf8(sent.to_vec()).unwrap()
+        };
+        let responses =
+            of(&RESPONSES, json!({"model": "m", "max_output_tokens": 7, "max_tokens": 900, "n": 5})).unwrap();
+        assert_eq!((responses.max_tokens, responses.output_bound(7)), (Some(7), 7));
+        assert_eq!(
+            sent(&RESPONSES, r#"{"model":"m","store":true,"stream":true}"#, ReplicaKind::Vllm, Some(9)),
+            r#"{"model":"s","store":false,"stream":true,"max_output_tokens":9}"#
+        );
+        assert_eq!(sent(&RESPONSES, r#"{"model":"m"}"#, ReplicaKind::Vllm, None), r#"{"model":"s","store":false}"#);
+        assert_eq!(of(&MESSAGES, json!({"model": "m"})).unwrap_err().param, Some("max_tokens"));
+        let message = r#"{"model":"m","max_tokens":3,"stream":true,"stream_options":7}"#;
+        assert_eq!(sent(&MESSAGES, message, ReplicaKind::Vllm, None), message.replace("\"m\"", "\"s\""));
+        let embed =
+            of(&EMBEDDINGS, json!({"model": "m", "input": ["ab", "c"], "stream": true, "max_tokens": 9})).unwrap();
+        assert_eq!((embed.max_tokens, embed.stream, embed.output_bound(4096)), (Some(0), false, 0));
+        for (endpoint, body, param) in [
+            (&RESPONSES, json!({"model": "m", "background": true}), "background"),
+            (&RESPONSES, json!({"model": "m", "previous_response_id": "resp_1"}), "previous_response_id"),
+            (&EMBEDDINGS, json!({"model": "m", "input": "a", "encoding_format": "bytes"}), "encoding_format"),
+        ] {
+            assert_eq!(of(endpoint, body).unwrap_err().param, Some(param));
+        }
+        let served = json!({"model": "m", "background": false, "previous_response_id": null, "store": null});
+        assert!(of(&RESPONSES, served).is_ok());
+        let twice = Ask::read(&RESPONSES, br#"{"model":"m","background":false,"background":true}"#);
+        assert_eq!(twice.unwrap_err().param, Some("background"));
+        let twice = Ask::read(&SCORE, br#"{"model":"m","text_2":["a"],"text_2":["a","b"]}"#);
+        assert_eq!(twice.unwrap_err().param, Some("text_2"));
+        for (kind, options) in [
+            (ReplicaKind::Tgi, r#"{"include_usage":true}"#),
+            (ReplicaKind::OpenaiCompatible, r#"{"include_usage":true}"#),
+            (ReplicaKind::Sglang, r#"{"include_usage":true,"continuous_usage_stats":true}"#),
+        ] {
+            let wanted = format!(r#"{{"model":"s","stream":true,"stream_options":{options}}}"#);
+            assert_eq!(sent(&CHAT, r#"{"model":"m","stream":true}"#, kind, None), wanted);
+        }
     }
 
     proptest! {
         #[test]
         fn arbitrary_bytes_are_read_or_refused(body in prop::collection::vec(any::<u8>(), 0..80)) {
-            let _ = Ask::read(Endpoint::Completions, &body);
+            for endpoint in ALL {
+                let _ = Ask::read(endpoint, &body);
+            }
         }
 
         /// The engine reads what the client wrote, but for what policy sets.
@@ -382,9 +444,9 @@ mod tests {
             if after {
                 body = body.replace("\",\"", "\" ,\n\"");
             }
-            let Ok(ask) = Ask::read(Endpoint::Completions, body.as_bytes()) else { return Ok(()) };
+            let Ok(ask) = Ask::read(&COMPLETIONS, body.as_bytes()) else { return Ok(()) };
             let set = set.filter(|_| most.is_none()).map(u64::from);
-            let sent: Value = serde_json::from_slice(&ask.forwarded(body.as_bytes(), "served", set)).unwrap();
+            let sent: Value = serde_json::from_slice(&ask.forwarded(body.as_bytes(), "served", ReplicaKind::Vllm, set)).unwrap();
             let mut said: Value = serde_json::from_str(&body).unwrap();
             said["model"] = json!("served");
             if stream {
@@ -394,7 +456,7 @@ mod tests {
                 said["max_tokens"] = json!(set);
             }
             prop_assert_eq!(sent, said);
-            prop_assert!(ask.prompt_bytes >= prompt.len() as u64);
+            prop_assert!(ask.prompt.bytes >= prompt.len() as u64);
         }
     }
 }

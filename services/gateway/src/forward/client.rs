@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::{Authority, PathAndQuery, Uri};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::Call;
+use crate::kind;
 use crate::record::Meter;
 use crate::route::{Lease, Replica};
 
@@ -86,7 +87,10 @@ impl Client {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("x-request-id", call.request_id.clone());
         meter.pass_on(headers);
-        self.request(lease, call.path, request).await
+        for name in call.asked.ask.endpoint.headers {
+            headers.extend(call.asked.headers.get(*name).map(|value| (HeaderName::from_static(name), value.clone())));
+        }
+        self.request(lease, call.asked.path, request).await
     }
 
     /// What the replica says of itself, in Prometheus' text form; else why not.
@@ -102,7 +106,8 @@ impl Client {
 
     /// What the replica says of its health.
     pub(crate) async fn health(&self, replica: &Replica) -> Result<StatusCode, Error> {
-        let response = self.request(replica, "/health", Request::new(Full::default())).await?;
+        let path = kind::of(replica.kind).health;
+        let response = self.request(replica, path, Request::new(Full::default())).await?;
         let status = response.status();
         // Read to its end, so that the connection can be used again.
         let _ = response.into_body().collect().await;

@@ -8,11 +8,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::admit::request::Ask;
 use crate::error::Refusal;
+use crate::meter::said::code_of;
+use crate::object::members;
 use crate::queue::NoTurn;
 use crate::record::Meter;
 use crate::route::{Lease, Pool, Want};
@@ -31,6 +32,9 @@ pub(crate) struct Asked<'a> {
     pub body: &'a Bytes,
     /// The bound of the output that policy sets in the client's place.
     pub max_tokens: Option<u64>,
+    /// The path that is asked of replicas.
+    pub path: &'static str,
+    pub headers: &'a HeaderMap,
 }
 
 /// What is sent, and until when.
@@ -38,7 +42,6 @@ pub(crate) struct Asked<'a> {
 pub(crate) struct Call<'a> {
     pub want: Want<'a>,
     pub asked: Asked<'a>,
-    pub path: &'static str,
     pub request_id: HeaderValue,
     pub attempts: u32,
     /// Until the first byte of each attempt's answer.
@@ -59,10 +62,10 @@ pub(crate) struct Peek {
 }
 
 impl Call<'_> {
-    /// The body for whoever is to answer.
+    /// The body for whoever is to answer: what is set in it depends on what the replica's kind understands.
     fn body(&self, lease: &Lease) -> Bytes {
-        let Asked { ask, body, max_tokens } = self.asked;
-        ask.forwarded(body, lease.served_name(), max_tokens)
+        let Asked { ask, body, max_tokens, .. } = self.asked;
+        ask.forwarded(body, lease.served_name(), lease.kind, max_tokens)
     }
 }
 
@@ -86,20 +89,12 @@ pub(crate) struct ReplicaError {
 }
 
 impl ReplicaError {
-    /// Its own code: `error.code` is a number with one front end of vLLM and a text with the other.
+    /// Its own code: `error.code` is a number with one front end of vLLM and a text with the other; Anthropic's errors
+    /// have a kind only.
     pub(crate) fn code(&self) -> Option<String> {
-        #[derive(serde::Deserialize)]
-        struct Body<'a> {
-            #[serde(borrow)]
-            error: Error<'a>,
-        }
-        #[derive(serde::Deserialize)]
-        struct Error<'a> {
-            #[serde(borrow)]
-            code: &'a RawValue,
-        }
-        let body: Body<'_> = serde_json::from_slice(&self.body).ok()?;
-        Some(body.error.code.get().trim_matches('"').chars().take(64).collect())
+        let text = std::str::from_utf8(&self.body).ok()?;
+        let found = members(text).ok()?;
+        found.iter().find(|member| member.key == "error" && !member.is_null()).map(|error| code_of(error.value))
     }
 }
 

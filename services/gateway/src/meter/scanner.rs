@@ -2,17 +2,18 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::chunk::{Chunk, Malformed, Usage, without_usage};
 use super::counts::{Counts, Totals};
 use super::events::{Data, Events, data_of};
-use crate::admit::request::Wants;
+use super::said::{Malformed, Part, Place, Said, Usage, without_usage};
+use crate::admit::request::{Ask, Wants};
+use crate::endpoint::{Endpoint, Wire};
 
 /// Where a stream stands after some of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stands {
     /// More is to come.
     Open,
-    /// `[DONE]` came.
+    /// Its end came.
     Done,
 }
 
@@ -20,10 +21,17 @@ pub(crate) enum Stands {
 #[derive(Debug)]
 pub(crate) struct Scanner {
     events: Events,
+    endpoint: &'static Endpoint,
     wants: Wants,
     counts: Counts,
+    /// Whether there is but one choice.
+    single: bool,
+    /// The usage that came before the last word.
+    before: Option<Usage>,
+    /// Usage beside the end of the only choice: the last word of an engine that has no other.
+    closing: Option<Usage>,
     sum: Option<Usage>,
-    /// The chunk with the sum, kept back until the end: a client that has seen it takes the answer for billed.
+    /// What has the last word on usage, and the end, kept back: a client that has seen it takes the answer for billed.
     held: BytesMut,
     answered: bool,
     aborted: bool,
@@ -32,12 +40,16 @@ pub(crate) struct Scanner {
 }
 
 impl Scanner {
-    /// For an answer with so many choices per prompt, whose events are at most `limit` bytes long.
-    pub(crate) fn new(wants: Wants, choices: u64, limit: usize) -> Self {
+    /// For the answer to this request, whose events are at most `limit` bytes long.
+    pub(crate) fn new(ask: &Ask, limit: usize) -> Self {
         Self {
             events: Events::new(limit),
-            wants,
-            counts: Counts::new(choices),
+            endpoint: ask.endpoint,
+            wants: ask.wants,
+            counts: Counts::new(ask.choices, ask.prompt.estimate()),
+            single: ask.choices == 1 && ask.prompt.prompts == 1,
+            before: None,
+            closing: None,
             sum: None,
             held: BytesMut::new(),
             answered: false,
@@ -47,10 +59,10 @@ impl Scanner {
         }
     }
 
-    /// Takes bytes of the replica; what the client may see of them goes into `out`. What follows `[DONE]` is dropped.
+    /// Takes bytes of the replica; what the client may see of them goes into `out`. What follows the end is dropped.
     ///
     /// # Errors
-    /// At an event that is no chunk. `out` then has what came before it.
+    /// At an event that is no part of an answer. `out` then has what came before it.
     pub(crate) fn push(&mut self, data: &[u8], out: &mut BytesMut) -> Result<Stands, Malformed> {
         if self.done {
             return Ok(Stands::Done);
@@ -66,7 +78,8 @@ impl Scanner {
     }
 
     fn take(&mut self, event: Bytes, out: &mut BytesMut) -> Result<Stands, Malformed> {
-        let (chunk, place) = match data_of(&event).ok_or(Malformed)? {
+        let wire = self.endpoint.wire;
+        let (said, place) = match data_of(&event).ok_or(Malformed)? {
             Data::None => {
                 out.extend_from_slice(&event);
                 return Ok(Stands::Open);
@@ -78,44 +91,58 @@ impl Scanner {
                     self.held.extend_from_slice(&event);
                     return Ok(Stands::Done);
                 }
-                (Chunk::read(json)?, Some(place))
+                (wire.event(json)?, Some(place))
             }
-            Data::Many(json) => (Chunk::read(&json)?, None),
+            Data::Many(json) => (wire.event(&json)?, None),
         };
-        if chunk.is_sum() {
-            self.sum = chunk.usage;
-            if self.wants.sum {
-                self.held.extend_from_slice(&event);
+        self.note(&said);
+        match said.place {
+            Place::Within => {
+                // Never seen, but if something follows the last word, the order stays.
+                out.extend_from_slice(&self.held.split());
+                match place.filter(|_| said.shows_usage && !self.wants.each) {
+                    Some(place) => out.extend_from_slice(&without_usage(&event, place)),
+                    None => out.extend_from_slice(&event),
+                }
             }
-            return Ok(Stands::Open);
+            Place::Last if wire == Wire::Chunks && !self.wants.sum => {}
+            Place::Last | Place::End => self.held.extend_from_slice(&event),
         }
-        self.note(&chunk);
-        // Never seen, but if something follows the sum, the order stays.
-        out.extend_from_slice(&self.held.split());
-        match place.filter(|_| chunk.has_usage() && !self.wants.each) {
-            Some(place) => out.extend_from_slice(&without_usage(&event, place)),
-            None => out.extend_from_slice(&event),
-        }
-        Ok(Stands::Open)
+        Ok(if said.place == Place::End { Stands::Done } else { Stands::Open })
     }
 
-    fn note(&mut self, chunk: &Chunk) {
-        if let Some(code) = &chunk.error {
+    fn note(&mut self, said: &Said) {
+        if let Some(code) = &said.error {
             self.error.get_or_insert_with(|| code.clone());
         }
-        self.answered |= !chunk.choices.is_empty();
-        for choice in &chunk.choices {
+        self.answered |= said.is_answer && !said.choices.is_empty();
+        for choice in &said.choices {
             self.aborted |= choice.aborted;
         }
-        match (chunk.usage, chunk.choices.first()) {
-            (Some(usage), Some(choice)) => self.counts.usage(choice, usage),
-            _ => chunk.choices.iter().for_each(|choice| self.counts.piece(choice)),
+        let Some(mut usage) = said.usage else {
+            return said.choices.iter().for_each(|choice| self.counts.piece(choice));
+        };
+        if let (Part::Output, Some(before)) = (said.part, self.before) {
+            (usage.prompt_tokens, usage.cached_tokens) = (before.prompt_tokens, before.cached_tokens);
+        }
+        self.before = Some(usage);
+        if let Some(choice) = said.choices.first() {
+            self.counts.usage(choice, usage, said.part);
+            self.closing = self.closing.or(Some(usage).filter(|_| self.single && choice.finished));
+        }
+        if said.place != Place::Within {
+            self.sum = Some(usage);
         }
     }
 
-    /// What was kept back for the end: the sum if the client wants it, and `[DONE]`.
+    /// What was kept back for the end.
     pub(crate) fn rest(&mut self) -> Bytes {
         self.held.split().freeze()
+    }
+
+    /// The endpoint that answers.
+    pub(crate) fn endpoint(&self) -> &'static Endpoint {
+        self.endpoint
     }
 
     /// Totals so far, over all choices.
@@ -123,17 +150,17 @@ impl Scanner {
         self.counts.totals()
     }
 
-    /// Whether pieces were counted in the place of tokens.
+    /// Whether any of the totals is an estimate.
     pub(crate) fn is_estimated(&self) -> bool {
         self.counts.is_estimated()
     }
 
-    /// The engine's last word, if it came.
+    /// The engine's last word, if it came. At the end of the stream, usage beside the end of the only choice is one too.
     pub(crate) fn sum(&self) -> Option<Usage> {
-        self.sum
+        self.sum.or(self.closing.filter(|_| self.done))
     }
 
-    /// Whether anything of an answer came: a chunk with a choice.
+    /// Whether anything of an answer came.
     pub(crate) fn is_answered(&self) -> bool {
         self.answered
     }
@@ -152,6 +179,7 @@ impl Scanner {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::{CHAT, MESSAGES};
     use proptest::prelude::*;
 
     const LIMIT: usize = 1 << 16;
@@ -166,7 +194,18 @@ mod tests {
     const DONE: &str = "data: [DONE]\n\n";
 
     fn scan(wants: Wants, pieces: &[&[u8]]) -> (Scanner, String, Result<Stands, Malformed>) {
-        let (mut scanner, mut out) = (Scanner::new(wants, 2, LIMIT), BytesMut::new());
+        let Wants { sum, each } = wants;
+        let options = format!("{{\"include_usage\":{sum},\"continuous_usage_stats\":{each}}}");
+        scan_as(&CHAT, &format!("{{\"model\":\"m\",\"n\":2,\"stream\":true,\"stream_options\":{options}}}"), pieces)
+    }
+
+    fn scan_as(
+        endpoint: &'static Endpoint,
+        ask: &str,
+        pieces: &[&[u8]],
+    ) -> (Scanner, String, Result<Stands, Malformed>) {
+        let ask = Ask::read(endpoint, ask.as_bytes()).unwrap();
+        let (mut scanner, mut out) = (Scanner::new(&ask, LIMIT), BytesMut::new());
         let mut stands = Ok(Stands::Open);
         for piece in pieces {
             stands = scanner.push(piece, &mut out);
@@ -194,6 +233,30 @@ mod tests {
             assert_eq!(scanner.sum().unwrap().cached_tokens, 4);
             assert!(scanner.is_answered() && scanner.error().is_none() && !scanner.is_aborted());
         }
+    }
+
+    #[test]
+    fn an_engine_without_a_chunk_for_the_sum_tells_it_beside_the_end_of_its_only_choice() {
+        let last = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":5,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n";
+        let ask = "{\"model\":\"m\",\"stream\":true}";
+        let (scanner, _, _) = scan_as(&CHAT, ask, &[last.as_bytes()]);
+        assert_eq!(scanner.sum(), None, "the sum may follow");
+        let (scanner, _, _) = scan_as(&CHAT, ask, &[last.as_bytes(), DONE.as_bytes()]);
+        assert_eq!(scanner.sum().unwrap().cached_tokens, 4);
+        let (scanner, _, _) = scan(Wants::default(), &[last.as_bytes(), DONE.as_bytes()]);
+        assert_eq!(scanner.sum(), None, "there is another choice");
+    }
+
+    #[test]
+    fn output_alone_is_added_to_the_input_that_was_told_before() {
+        let start = "data: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":3,\"cache_read_input_tokens\":4,\"output_tokens\":1}}}\n\n";
+        let last = "data: {\"type\":\"message_delta\",\"delta\":{},\"usage\":{\"output_tokens\":5}}\n\n";
+        let stop = "data: {\"type\":\"message_stop\"}\n\n";
+        let ask = "{\"model\":\"m\",\"stream\":true,\"max_tokens\":9}";
+        let (mut scanner, out, stands) = scan_as(&MESSAGES, ask, &[start.as_bytes(), last.as_bytes(), stop.as_bytes()]);
+        assert_eq!((out.as_str(), stands, scanner.rest()), (start, Ok(Stands::Done), format!("{last}{stop}").into()));
+        let wanted = Usage { prompt_tokens: 7, completion_tokens: 5, cached_tokens: 4, reasoning_tokens: 0 };
+        assert_eq!(scanner.sum(), Some(wanted));
     }
 
     #[test]

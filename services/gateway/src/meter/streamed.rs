@@ -84,6 +84,8 @@ impl Streamed {
                 Heard::Data(data) => self.take(&data, &mut out),
                 Heard::Nothing => return Some(self.sign_of_life()),
                 Heard::Late => self.broken(EndReason::Deadline, &Refusal::deadline(), &mut out),
+                // An engine that told of its failure has said all.
+                Heard::End if self.scanner.error().is_some() => Some(self.complete(&mut out)),
                 Heard::End => self.broken(EndReason::UpstreamError, &Refusal::upstream(), &mut out),
             };
             if let Some(finished) = ended {
@@ -131,7 +133,7 @@ impl Streamed {
         if let Some(meter) = &mut self.meter
             && self.scanner.is_answered()
         {
-            meter.received(self.scanner.totals());
+            meter.received(self.scanner.totals(), self.scanner.is_estimated());
             meter.first_byte();
             if let Some(lease) = &mut self.lease {
                 lease.first_token();
@@ -144,7 +146,7 @@ impl Streamed {
         }
     }
 
-    /// `[DONE]` came.
+    /// The stream's own end came.
     fn complete(&mut self, out: &mut BytesMut) -> Ended {
         let rest = self.scanner.rest();
         out.extend_from_slice(&rest);
@@ -159,7 +161,7 @@ impl Streamed {
     fn broken(&mut self, reason: EndReason, refusal: &Refusal, out: &mut BytesMut) -> Option<Ended> {
         let held = self.scanner.rest();
         out.extend_from_slice(&held);
-        out.extend_from_slice(refusal.event().as_bytes());
+        out.extend_from_slice(refusal.event(self.scanner.endpoint().errors).as_bytes());
         self.upstream = None;
         Some(self.finish(reason, Some(refusal.code.to_owned())))
     }
@@ -169,7 +171,7 @@ impl Streamed {
         let code = error_code.clone();
         let (spool, status) = (meter.spool(), meter.status());
         let usage = self.scanner.sum();
-        if self.scanner.is_estimated() && usage.is_none() {
+        if self.scanner.is_answered() && self.scanner.is_estimated() && usage.is_none() {
             tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: pieces of the answer were counted in its place");
         }
         let finished = meter.finish(End { reason, status, error_code, usage });

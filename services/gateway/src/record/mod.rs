@@ -25,8 +25,8 @@ use stream::spool::{
 use crate::admit::limits::Reservation;
 use crate::admit::policy::Tenant;
 use crate::error::Refusal;
-use crate::meter::chunk::Usage;
 use crate::meter::counts::Totals;
+use crate::meter::said::Usage;
 use crate::queue::Charge;
 use crate::settings::AccessLog;
 use access::Line;
@@ -235,8 +235,9 @@ impl Meter {
         }
     }
 
-    /// Running totals, before the frame they came with is handed on. Bills a part when it is due.
-    pub(crate) fn received(&mut self, totals: Totals) {
+    /// Running totals, before the frame they came with is handed on. Bills a part when it is due, but nothing of an
+    /// estimate: what is billed cannot be taken back when the engine's own count comes.
+    pub(crate) fn received(&mut self, totals: Totals, estimated: bool) {
         (self.totals, self.received) = (totals, true);
         if let Some(charge) = &mut self.charge {
             charge.used(totals.sum());
@@ -247,7 +248,7 @@ impl Meter {
         }
         let (Some(open), Some(reservation)) = (&mut self.open, &mut self.reservation) else { return };
         open.received(totals.input, totals.output, totals.reasoning);
-        if open.due(now) {
+        if !estimated && open.due(now) {
             let checkpoint = || match open.checkpoint() {
                 Ok(done) => ((), done.and_then(|done| done.delta.total().ok()).unwrap_or(0)),
                 Err(error) => {

@@ -42,6 +42,9 @@ pub struct Settings {
     /// Tokens that a chat template adds to the bytes of a prompt at most: beginning of text, a system preamble. The input
     /// of a request is bounded by its prompt's bytes of JSON and this, for each prompt.
     pub template_overhead_tokens: u64,
+    /// Tokens that an image, a sound, a video or a file in a prompt stands for at most. Its bytes do not bound them: an
+    /// address is short, and a picture of one colour packs well.
+    pub media_part_tokens: u64,
     /// Tries at different replicas, as long as no byte of an answer has come.
     pub max_attempts: u32,
     /// Readiness is taken back so long before the listener closes, so that balancers stop sending first.
@@ -105,6 +108,7 @@ impl Default for Settings {
             max_answer_bytes: 64 << 20,
             default_max_tokens: 4096,
             template_overhead_tokens: 64,
+            media_part_tokens: 16_384,
             max_attempts: 3,
             drain_notice: Duration::ZERO,
             drain_seconds: 30,
@@ -159,6 +163,7 @@ impl Settings {
         check((1 << 16..=1 << 32).contains(&self.max_answer_bytes), "max_answer_bytes must be 64KiB to 4GiB");
         check((1..=1 << 30).contains(&self.default_max_tokens), "default_max_tokens must be 1 to 1073741824");
         check(self.template_overhead_tokens <= 1 << 20, "template_overhead_tokens must be at most 1048576");
+        check(self.media_part_tokens <= 1 << 30, "media_part_tokens must be at most 1073741824");
         check((1..=16).contains(&self.max_attempts), "max_attempts must be 1 to 16");
         check(self.drain_seconds <= 3600, "drain_seconds must be at most 3600");
         let d = &self.deadlines;

@@ -102,14 +102,18 @@ async fn an_engine_that_gives_up_is_billed_by_its_own_last_word() {
 #[tokio::test]
 async fn an_answer_without_usage_is_never_free_in_silence() {
     let (_replica, world) = one().await;
-    let streamed = world.post(CHAT, &stream("hello [[fault:no_usage]]", 6, false)).await;
+    let body = stream("hello [[fault:no_usage]]", 6, false);
+    let input = (body["messages"].to_string().len() as u64).div_ceil(4);
+    let streamed = world.post(CHAT, &body).await;
     let recorded = world.recorded(&streamed);
-    assert_eq!((recorded.reason(), recorded.sums(), recorded.estimated()), ("complete", (0, 6), true));
+    assert_eq!((recorded.reason(), recorded.sums(), recorded.estimated()), ("complete", (input, 6), true));
     let mut three = chat("hello [[fault:no_usage]]", 6);
     three["n"] = json!(3);
     let whole = world.post(CHAT, &three).await;
     let recorded = world.recorded(&whole);
-    assert_eq!((recorded.reason(), recorded.sums(), recorded.requests()), ("complete", (0, 3), 1));
+    let text = |choice: &serde_json::Value| choice["message"]["content"].as_str().unwrap().len() as u64;
+    let output = whole.json()["choices"].as_array().unwrap().iter().map(text).sum::<u64>().div_ceil(4);
+    assert_eq!((recorded.reason(), recorded.sums(), recorded.requests()), ("complete", (input, output), 1));
     assert!(recorded.estimated());
     assert_eq!(world.metric("tollgate_gateway_estimated_total"), 2.0);
     world.stop().await;

@@ -61,10 +61,15 @@ async fn what_cannot_be_served_is_refused_with_its_code() {
         (Method::POST, CHAT, json!({"model": MODEL, "max_tokens": "9"}).to_string(), 400, "invalid_value"),
         (Method::GET, CHAT, String::new(), 405, "method_not_allowed"),
         (Method::POST, "/v1/models", String::new(), 405, "method_not_allowed"),
-        (Method::POST, "/v1/embeddings", chat("x", 1).to_string(), 404, "unknown_url"),
+        (Method::POST, "/v1/audio/transcriptions", chat("x", 1).to_string(), 404, "unknown_url"),
+        (Method::POST, "/pooling", chat("x", 1).to_string(), 404, "unknown_url"),
+        (Method::POST, "/invocations", chat("x", 1).to_string(), 404, "unknown_url"),
+        (Method::GET, "/v1/responses/resp_1", String::new(), 404, "unknown_url"),
+        (Method::POST, "/v1/responses", json!({"model": MODEL, "background": true}).to_string(), 400, "invalid_value"),
+        (Method::POST, "/v1/embeddings", "{}".to_owned(), 400, "invalid_value"),
         (Method::POST, "/v1/chat/completions/", chat("x", 1).to_string(), 404, "unknown_url"),
         (Method::POST, "/v1//chat/completions", chat("x", 1).to_string(), 404, "unknown_url"),
-        (Method::GET, "/tokenize", String::new(), 404, "unknown_url"),
+        (Method::GET, "/tokenize", String::new(), 405, "method_not_allowed"),
     ] {
         let answer = whole(world.send(method, path, &key, body.clone()).await).await;
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (status, code), "{path} {body}");

@@ -201,7 +201,7 @@ impl Asked<'_> {
     fn want(&self, account: &mut Account, caller: &Caller, left: u64) -> Want {
         let Self { model, ask, settings } = self;
         let per_minute = caps(caller).tokens_per_minute();
-        let input_bound = ask.input_bound(settings.template_overhead_tokens);
+        let input_bound = ask.input_bound(settings);
         let answers = ask.output_bound(1);
         let size = Size { input_bound, answers };
         let limited = per_minute.is_some() || caller.tenant.plan.tokens_per_period.is_some();

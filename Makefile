@@ -1,6 +1,6 @@
 # The commands of this repository. `make test` brings what it needs itself, or says what to install.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev test lint bench bench-gateway check-alerts
+.PHONY: help setup dev test lint bench bench-gateway check-alerts fuzz
 
 CARGO ?= cargo
 
@@ -11,6 +11,7 @@ help:
 	@echo 'make check-alerts   checks the rules for Prometheus, with promtool'
 	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
 	@echo 'make bench-gateway  measures it beside nginx, LiteLLM and vllm-router'
+	@echo 'make fuzz    runs each fuzz target for a minute, or FUZZ_SECONDS'
 	@echo 'make setup   checks this machine and fetches Kafka and the ClickHouse engine into .tools'
 
 setup:
@@ -49,3 +50,8 @@ bench-gateway: setup
 	@deploy/local/gateways.sh
 	$(CARGO) build --locked --release --package tollgate
 	$(CARGO) bench --locked --package promises --bench gateways -- $(ARGS)
+
+# Needs a C++ compiler. Each of the three targets runs for so long.
+FUZZ_SECONDS ?= 60
+fuzz:
+	@services/gateway/fuzz/run.sh $(FUZZ_SECONDS)

@@ -253,6 +253,11 @@ pub(crate) static ALL: [&Endpoint; 11] = [
     &MODELS,
 ];
 
+/// The paths that are served, and whether an answer can be streamed.
+pub fn endpoints() -> impl Iterator<Item = (&'static str, bool)> {
+    ALL.into_iter().flat_map(|endpoint| endpoint.paths.iter().map(|(path, _)| (*path, endpoint.streams)))
+}
+
 /// A path that clients use, found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found<'p> {

@@ -74,3 +74,33 @@ pub(crate) fn of(kind: ReplicaKind) -> &'static Kind {
         ReplicaKind::OpenaiCompatible => &OPENAI_COMPATIBLE,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_engines_gauges_have_these_names() {
+        for (kind, text) in [
+            (ReplicaKind::Vllm, include_str!("../tests/data/vllm/metrics.txt")),
+            (ReplicaKind::Sglang, include_str!("../tests/data/sglang/metrics.txt")),
+            (ReplicaKind::Tgi, include_str!("../tests/data/tgi/metrics.txt")),
+        ] {
+            let metrics = of(kind).metrics.unwrap();
+            for name in [Some(metrics.running), Some(metrics.waiting), metrics.kv_cache].into_iter().flatten() {
+                assert!(text.contains(&format!("# TYPE {name} gauge\n{name}")), "{name}");
+            }
+        }
+        assert_eq!(of(ReplicaKind::OpenaiCompatible).metrics, None);
+    }
+
+    #[test]
+    fn what_is_forced_on_a_stream_is_an_object() {
+        for kind in ReplicaKind::ALL {
+            let options = format!("{{{}}}", of(kind).stream_options);
+            let options: serde_json::Value = serde_json::from_str(&options).unwrap();
+            assert_eq!(options["include_usage"], true);
+            assert!(of(kind).health.starts_with('/'));
+        }
+    }
+}

@@ -7,6 +7,9 @@ mod admit;
 mod endpoint;
 mod error;
 mod forward;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gateway;
 mod kind;
 mod meter;
@@ -20,6 +23,7 @@ mod run;
 mod serve;
 mod settings;
 
+pub use endpoint::endpoints;
 pub use gateway::{Gateway, Parts};
 pub use run::{Error, RunSettings, run};
 pub use settings::{

@@ -63,6 +63,10 @@ fn streams() -> Vec<Stream> {
             ask: json!({"input": "abcdefgh", "stream": true}),
             ..of(&RESPONSES, data!("vllm/a_responses_stream.sse"), Some((13, 6, 0)), (13, 6))
         },
+        // Of four tokens the last made no text.
+        of(&CHAT, data!("tgi/stream.sse"), Some((17, 4, 0)), (3, 3)),
+        of(&CHAT, data!("sglang/stream.sse"), Some((42, 6, 40)), (42, 6)),
+        of(&CHAT, data!("openai_compatible/closing_usage.sse"), Some((11, 3, 8)), (11, 3)),
         Stream { error: Some("500"), ..of(&CHAT, data!("vllm/crash_worker_stream.sse"), None, (3, 7)) },
         Stream { aborted: true, ..of(&CHAT, data!("vllm/sigterm_api_stream.sse"), Some((12, 114, 0)), (12, 114)) },
     ]
@@ -118,7 +122,7 @@ fn whole_answers_are_counted_as_the_engine_counts() {
 
 proptest! {
     #[test]
-    fn the_cuts_make_no_difference(which in 0usize..12, cuts in prop::collection::vec(0usize..5000, 0..12)) {
+    fn the_cuts_make_no_difference(which in 0usize..64, cuts in prop::collection::vec(0usize..5000, 0..12)) {
         let streams = streams();
         let stream = &streams[which % streams.len()];
         let bytes = stream.body.as_bytes();

@@ -1,17 +1,30 @@
 //! Answers that go well: the client sees what the engine sent, and the bill is the engine's own count.
 
-use embedded::vllm::SimulatorSettings;
+use embedded::vllm::{Simulator, SimulatorSettings};
 use serde_json::{Value, json};
 
-use crate::world::{CHAT, COMPLETIONS, MODEL, Setup, chat, simulator, stream, whole};
+use crate::world::{Answer, CHAT, COMPLETIONS, MODEL, Setup, chat, simulator, stream, whole};
 
 /// Without what differs between two runs of one simulator, and without the fingerprint, which the engine puts on another
 /// chunk when usage is asked for.
-fn comparable(body: &str, id: &str) -> String {
-    let body = body.replace(id, "ID").replace(r#","system_fingerprint":"vllm-0.32.0-def0d56e""#, "");
-    let parts: Vec<_> =
-        body.split(r#""created":"#).map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit())).collect();
-    parts.join("")
+pub(crate) fn comparable(body: &str, id: &str) -> String {
+    let mut body = body.replace(id, "ID").replace(r#","system_fingerprint":"vllm-0.32.0-def0d56e""#, "");
+    for time in [r#""created":"#, r#""created_at":"#] {
+        let parts: Vec<_> =
+            body.split(time).map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit())).collect();
+        body = parts.join("");
+    }
+    body
+}
+
+/// What the replica itself answers.
+pub(crate) async fn direct(replica: &Simulator, path: &str, body: &Value, id: &str) -> Answer {
+    let client: hyper_util::client::legacy::Client<_, http_body_util::Full<bytes::Bytes>> =
+        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
+    let request = http::Request::post(format!("{}{path}", replica.url()))
+        .header("content-type", "application/json")
+        .header("x-request-id", id);
+    whole(client.request(request.body(body.to_string().into()).unwrap()).await.unwrap()).await
 }
 
 /// The requests that answers are compared for.
@@ -36,8 +49,6 @@ fn requests() -> Vec<(&'static str, Value)> {
 async fn compared(options: Option<Value>, settings: SimulatorSettings) {
     let (behind, beside) = (simulator(settings.clone()).await, simulator(settings).await);
     let world = Setup::new(&[&behind]).start().await;
-    let client: hyper_util::client::legacy::Client<_, http_body_util::Full<bytes::Bytes>> =
-        hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new()).build_http();
     for (path, mut body) in requests() {
         if let Some(options) = &options {
             body["stream"] = json!(true);
@@ -49,12 +60,8 @@ async fn compared(options: Option<Value>, settings: SimulatorSettings) {
         for _ in 0..2 {
             let answer = world.post(path, &body).await;
             assert_eq!(answer.status, 200, "{}", answer.body);
-            let direct = http::Request::post(format!("{}{path}", beside.url()))
-                .header("content-type", "application/json")
-                .header("x-request-id", answer.id());
-            let direct = client.request(direct.body(body.to_string().into()).unwrap()).await.unwrap();
-            let kind = direct.headers()["content-type"].clone();
-            let direct = whole(direct).await;
+            let direct = direct(&beside, path, &body, &answer.id()).await;
+            let kind = direct.headers["content-type"].clone();
             assert_eq!(answer.headers["content-type"], kind);
             assert_eq!(comparable(&answer.body, &answer.id()), comparable(&direct.body, &answer.id()), "{body}");
             let recorded = world.recorded(&answer);

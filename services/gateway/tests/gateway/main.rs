@@ -9,6 +9,7 @@ mod cut;
 mod failing;
 mod limits;
 mod manners;
+mod outcomes;
 mod queue;
 mod refusals;
 mod routing;

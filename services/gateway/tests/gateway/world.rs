@@ -264,16 +264,35 @@ impl World {
         headers: &[(&str, &str)],
         body: impl Into<Bytes>,
     ) -> http::Response<Incoming> {
+        self.try_send(method, path, headers, body).await.unwrap()
+    }
+
+    async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<http::Response<Incoming>, hyper_util::client::legacy::Error> {
         let mut request = Request::builder().method(method).uri(format!("http://{}{path}", self.addr));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        self.client.request(request.body(Full::new(body.into())).unwrap()).await.unwrap()
+        self.client.request(request.body(Full::new(body.into())).unwrap()).await
     }
 
     pub(crate) async fn open(&self, path: &str, body: &Value) -> http::Response<Incoming> {
+        self.try_open(path, body).await.unwrap()
+    }
+
+    /// The same, where the connection may break before the answer's head.
+    pub(crate) async fn try_open(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> Result<http::Response<Incoming>, hyper_util::client::legacy::Error> {
         let bearer = format!("Bearer {KEY}");
-        self.send(Method::POST, path, &[("authorization", &bearer)], body.to_string()).await
+        self.try_send(Method::POST, path, &[("authorization", &bearer)], body.to_string()).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Answer {

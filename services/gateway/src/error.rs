@@ -95,6 +95,13 @@ impl Refusal {
         Self { param: Some("model"), ..refusal }
     }
 
+    pub(crate) fn endpoint_not_supported() -> Self {
+        let words =
+            "The model does not answer this endpoint: a model of chats gives no embeddings, and the other way round.";
+        let refusal = Self::new(StatusCode::NOT_FOUND, "endpoint_not_supported", INVALID, words);
+        Self { param: Some("model"), ..refusal }
+    }
+
     pub(crate) fn model_not_allowed(model: &str) -> Self {
         let words = format!("Your plan does not allow the model `{model}`.");
         let refusal = Self::new(StatusCode::FORBIDDEN, "model_not_allowed", INVALID, words);

@@ -468,6 +468,8 @@ async fn give_up(failure: Failure, errors: ErrorShape, meter: Meter) -> Response
             (End::refused(reason, &refusal), refusal.response())
         }
         Failure::Broken => (End::refused(EndReason::UpstreamError, &refusal), refusal.response()),
+        // The client's own fault.
+        Failure::NotServed => (End::refused(EndReason::Complete, &refusal), refusal.response()),
     };
     let spool = meter.spool();
     Meter::durable(&spool, meter.finish(end)).await;

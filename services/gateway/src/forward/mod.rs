@@ -107,6 +107,8 @@ pub(crate) enum Failure {
     Broken,
     /// The time is over.
     Deadline,
+    /// The model does not do what was asked: a model of chats gives no embeddings.
+    NotServed,
     /// The last one that was asked answered with an error, which the client gets.
     Error(Box<ReplicaError>),
 }
@@ -123,6 +125,7 @@ impl Failure {
             },
             Self::Broken | Self::Error(_) => Refusal::upstream(),
             Self::Deadline => Refusal::deadline(),
+            Self::NotServed => Refusal::endpoint_not_supported(),
         }
     }
 }
@@ -251,6 +254,14 @@ async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Met
             again(read_error(response).await.map_or(Failure::Broken, Failure::Error), true)
         }
         Head::Foreign => {
+            let missing = matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+            // An engine that has the path says in an error what it does not find.
+            if missing && read_error(response).await.is_none_or(|error| error.code().is_none()) {
+                meter.attempt_ended(&id, "not_served");
+                tracing::warn!(replica = %id, path = call.asked.path, "the replica has no such path");
+                lease.served();
+                return again(Failure::NotServed, true);
+            }
             tracing::error!(replica = %id, %status, "the replica is set up wrongly: it does not serve what control says");
             meter.attempt_ended(&id, "foreign");
             // One that is without an adapter serves others well.

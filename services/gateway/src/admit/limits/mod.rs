@@ -22,6 +22,7 @@ use self::levels::{Caps, Hold, Standing};
 use self::usual::{Habit, Size};
 use super::caller::Caller;
 use super::request::Ask;
+use crate::endpoint::Wire;
 use crate::error::Refusal;
 use crate::settings::Settings;
 
@@ -205,7 +206,8 @@ impl Asked<'_> {
         let answers = ask.output_bound(1);
         let size = Size { input_bound, answers };
         let limited = per_minute.is_some() || caller.tenant.plan.tokens_per_period.is_some();
-        if !limited {
+        // What costs nothing teaches nothing of what costs.
+        if !limited || ask.endpoint.wire == Wire::Free {
             let most = ask.output_bound(ask.max_tokens.unwrap_or(settings.default_max_tokens));
             let bound = input_bound.saturating_add(most);
             return Want { bound, estimate: bound.min(MOST), max_tokens: None, habit: None };

@@ -16,6 +16,8 @@ pub(super) enum Outcome {
     GoneAtTheEnd,
     /// The replica closes the connection.
     Refused,
+    /// The model does something else.
+    NotServed,
     TooMany,
     Failed,
     Overloaded,
@@ -40,7 +42,7 @@ impl Outcome {
     pub(super) fn fault(self, subject: &Subject) -> Option<String> {
         let within = subject.before_third + 1;
         Some(match self {
-            Self::Complete | Self::GoneAtTheEnd => return None,
+            Self::Complete | Self::GoneAtTheEnd | Self::NotServed => return None,
             Self::NoUsage => "no_usage".to_owned(),
             Self::GoneBefore | Self::StallsBefore => "stall:0:0".to_owned(),
             Self::GoneWithin | Self::StallsWithin | Self::Deadline | Self::Drained => format!("stall:{within}:0"),
@@ -143,10 +145,18 @@ pub(super) fn expected(subject: &Subject, outcome: Outcome) -> Expected {
         Outcome::GoneWithin if subject.stream => of(200, "client_cancelled", None, Body::Cut, Bill::Counted),
         Outcome::GoneBefore | Outcome::GoneWithin => of(0, "client_cancelled", None, Body::Nothing, Bill::Nothing),
         Outcome::Refused => unanswered(502, broke, broke),
+        // Every model has a tokenizer.
+        Outcome::NotServed
+            if matches!(subject.path, "/tokenize" | "/v1/tokenize" | "/detokenize" | "/v1/detokenize") =>
+        {
+            complete
+        }
+        Outcome::NotServed => unanswered(404, "complete", "endpoint_not_supported"),
         Outcome::TooMany => own(429, "429", "Too Many Requests"),
         Outcome::Failed => dead,
         Outcome::Overloaded => own(503, "503", "Service Unavailable"),
-        Outcome::DiesBefore | Outcome::MalformedAtOnce => cut(broke, broke, Bill::Nothing),
+        // The first event is looked at before the client has anything.
+        Outcome::DiesBefore | Outcome::MalformedAtOnce => unanswered(502, broke, broke),
         Outcome::DiesWithin | Outcome::ResetWithin | Outcome::MalformedWithin | Outcome::EndsEarly => {
             cut(broke, broke, Bill::Counted)
         }

@@ -10,7 +10,7 @@ mod subjects;
 
 use std::collections::BTreeSet;
 
-use embedded::vllm::{ArmedFault, Simulator, SimulatorSettings, When};
+use embedded::vllm::{ArmedFault, RequestRecord, Simulator, SimulatorSettings, When};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
@@ -93,7 +93,8 @@ fn gone(response: http::Response<Incoming>, body: String) -> Answer {
 
 async fn cell(subject: &Subject, outcome: Outcome) {
     let cell = format!("{} {} {outcome:?}", subject.path, if subject.stream { "stream" } else { "whole" });
-    let settings = SimulatorSettings { runner: subject.runner(), ..SimulatorSettings::default() };
+    let runner = if outcome == Outcome::NotServed { subject.other_runner() } else { subject.runner() };
+    let settings = SimulatorSettings { runner, ..SimulatorSettings::default() };
     let replica = simulator(settings.clone()).await;
     if let Some(fault) = outcome.fault(subject) {
         replica.arm(vec![ArmedFault { fault: fault.parse().unwrap(), when: When::Always, model: None }]);
@@ -107,7 +108,9 @@ async fn cell(subject: &Subject, outcome: Outcome) {
     until(&format!("{cell}: the replica is let go"), || replica.requests().iter().all(|r| r.outcome != "running"))
         .await;
     let recorded = world.try_recorded(&id).unwrap();
-    let oracle = replica.requests().pop().unwrap();
+    // What a replica has no path for, it has not seen.
+    let unseen = RequestRecord { request_id: Some(id.clone()), ..RequestRecord::default() };
+    let oracle = replica.requests().pop().unwrap_or(unseen);
     assert_eq!(oracle.request_id.as_ref(), Some(&id), "{cell}");
     let expected = expected(subject, outcome);
     let finished = &recorded.finished;
@@ -145,6 +148,7 @@ outcomes! {
     gone_within => GoneWithin,
     gone_at_the_end => GoneAtTheEnd,
     refused => Refused,
+    not_served => NotServed,
     too_many => TooMany,
     failed => Failed,
     overloaded => Overloaded,

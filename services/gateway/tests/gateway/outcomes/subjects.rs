@@ -85,6 +85,10 @@ impl Subject {
         if self.voice == Voice::Vectors { Runner::Pooling } else { Runner::Generate }
     }
 
+    pub(super) fn other_runner(&self) -> Runner {
+        if self.runner() == Runner::Pooling { Runner::Generate } else { Runner::Pooling }
+    }
+
     pub(super) fn generates(&self) -> bool {
         !matches!(self.voice, Voice::Vectors | Voice::Free)
     }

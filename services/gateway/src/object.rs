@@ -1,10 +1,9 @@
 //! The members of a JSON object as spans of its text: one can be read, replaced or taken out while all others stay as they are.
+//!
+//! Every body and every frame of a stream is read here, so it is one pass over the bytes that allocates nothing but the list.
 
 use std::borrow::Cow;
 use std::ops::Range;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 
 /// One member.
 #[derive(Debug)]
@@ -36,49 +35,284 @@ impl Member<'_> {
     }
 }
 
+/// What is not the JSON that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("expected {wanted} at byte {at}")]
+pub(crate) struct NotJson {
+    wanted: &'static str,
+    at: usize,
+}
+
 /// The members of an object, in order. Nothing below them is looked at but for being JSON.
 ///
 /// # Errors
 /// When the text is no JSON object.
-pub(crate) fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> {
-    let Pairs(pairs) = serde_json::from_str(text)?;
-    // Both borrow from `text`, so the distance of their addresses is their place in it.
-    let place = |part: &RawValue| (part.get().as_ptr() as usize).saturating_sub(text.as_ptr() as usize);
-    let mut found = Vec::with_capacity(pairs.len());
-    for (key, value) in pairs {
-        let (start, value_start) = (place(key), place(value));
-        found.push(Member { key: unescaped(key.get()), value: value.get(), start, value_start });
+pub(crate) fn members(text: &str) -> Result<Vec<Member<'_>>, NotJson> {
+    let mut walk = Walk { text, at: 0 };
+    let mut found = Vec::with_capacity(12);
+    walk.space();
+    walk.take(b'{', "an object")?;
+    walk.space();
+    if !walk.takes(b'}') {
+        loop {
+            let start = walk.at;
+            let (name, is_escaped) = walk.name()?;
+            let quoted = text.get(name).unwrap_or_default();
+            let key = if is_escaped {
+                unescaped(quoted)
+            } else {
+                Cow::Borrowed(quoted.get(1..quoted.len() - 1).unwrap_or_default())
+            };
+            let value_start = walk.at;
+            walk.value()?;
+            let value = text.get(value_start..walk.at).unwrap_or_default();
+            found.push(Member { key, value, start, value_start });
+            walk.space();
+            if !walk.takes(b',') {
+                break;
+            }
+            walk.space();
+        }
+        walk.take(b'}', "`,` or `}`")?;
     }
+    walk.end()?;
     Ok(found)
 }
 
+/// A key with escapes. What cannot be resolved (half a surrogate pair) is no name that anybody knows.
 fn unescaped(quoted: &str) -> Cow<'_, str> {
-    if quoted.contains('\\') {
-        // What cannot be resolved (half a surrogate pair) is no name that anybody knows.
-        return Cow::Owned(serde_json::from_str(quoted).unwrap_or_else(|_| quoted.to_owned()));
-    }
-    Cow::Borrowed(quoted.trim_matches('"'))
+    Cow::Owned(serde_json::from_str(quoted).unwrap_or_else(|_| quoted.to_owned()))
 }
 
-struct Pairs<'a>(Vec<(&'a RawValue, &'a RawValue)>);
+/// What is open around a value: a bit for each level, set for objects.
+#[derive(Default)]
+struct Levels {
+    depth: usize,
+    bits: u64,
+    /// Those of the levels further out, 64 at a time.
+    outer: Vec<u64>,
+}
 
-impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Vec<(&'de RawValue, &'de RawValue)>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a JSON object")
+impl Levels {
+    fn push(&mut self, is_object: bool) {
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.outer.push(self.bits);
+        }
+        (self.depth, self.bits) = (self.depth + 1, self.bits << 1 | u64::from(is_object));
+    }
+
+    fn pop(&mut self) {
+        (self.depth, self.bits) = (self.depth - 1, self.bits >> 1);
+        if self.depth > 0 && self.depth.is_multiple_of(64) {
+            self.bits = self.outer.pop().unwrap_or_default();
+        }
+    }
+
+    fn is_object(&self) -> bool {
+        self.bits & 1 == 1
+    }
+}
+
+const LOW: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = LOW << 7;
+
+/// A bit at the first byte of eight that ends or escapes a string, or may not stand in one.
+fn special(word: u64) -> u64 {
+    let is_zero = |word: u64| word.wrapping_sub(LOW) & !word;
+    let control = word.wrapping_sub(LOW * 0x20) & !word;
+    (is_zero(word ^ (LOW * u64::from(b'"'))) | is_zero(word ^ (LOW * u64::from(b'\\'))) | control) & HIGH
+}
+
+/// A place in a text.
+struct Walk<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl Walk<'_> {
+    #[inline]
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn wants<T>(&self, wanted: &'static str) -> Result<T, NotJson> {
+        Err(NotJson { wanted, at: self.at })
+    }
+
+    #[inline]
+    fn takes(&mut self, byte: u8) -> bool {
+        let is_there = self.peek() == Some(byte);
+        self.at += usize::from(is_there);
+        is_there
+    }
+
+    fn take(&mut self, byte: u8, wanted: &'static str) -> Result<(), NotJson> {
+        if self.takes(byte) { Ok(()) } else { self.wants(wanted) }
+    }
+
+    #[inline]
+    fn space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
+            self.at += 1;
+        }
+    }
+
+    fn end(&mut self) -> Result<(), NotJson> {
+        self.space();
+        if self.at == self.text.len() { Ok(()) } else { self.wants("the end") }
+    }
+
+    /// A key with its quotes, and whether it has escapes; the colon, and space up to the value.
+    fn name(&mut self) -> Result<(Range<usize>, bool), NotJson> {
+        let start = self.at;
+        self.take(b'"', "a key in quotes")?;
+        let is_escaped = self.string()?;
+        let name = start..self.at;
+        self.space();
+        self.take(b':', "`:`")?;
+        self.space();
+        Ok((name, is_escaped))
+    }
+
+    /// The rest of a string, behind its first quote. True if it has escapes.
+    fn string(&mut self) -> Result<bool, NotJson> {
+        let mut is_escaped = false;
+        loop {
+            let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
+            let Some(eight) = rest.first_chunk::<8>() else { break };
+            let found = special(u64::from_le_bytes(*eight));
+            if found == 0 {
+                self.at += 8;
+                continue;
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut pairs = Vec::with_capacity(12);
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(pairs)
+            self.at += found.trailing_zeros() as usize / 8;
+            if self.takes(b'"') {
+                return Ok(is_escaped);
+            }
+            is_escaped = true;
+            self.closes()?;
+        }
+        loop {
+            is_escaped |= self.peek() == Some(b'\\');
+            if self.closes()? {
+                return Ok(is_escaped);
             }
         }
-        deserializer.deserialize_map(Collect).map(Pairs)
+    }
+
+    /// One character of a string, or its last quote.
+    fn closes(&mut self) -> Result<bool, NotJson> {
+        match self.peek() {
+            Some(b'"') => {
+                self.at += 1;
+                return Ok(true);
+            }
+            Some(b'\\') => {
+                self.at += 1;
+                match self.peek() {
+                    Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+                    Some(b'u') => {
+                        let digits = self.text.as_bytes().get(self.at + 1..self.at + 5).unwrap_or_default();
+                        if digits.len() < 4 || !digits.iter().all(u8::is_ascii_hexdigit) {
+                            return self.wants("four digits of an escape");
+                        }
+                        self.at += 5;
+                    }
+                    _ => return self.wants("an escape"),
+                }
+            }
+            None | Some(..0x20) => return self.wants("the rest of a string"),
+            Some(_) => self.at += 1,
+        }
+        Ok(false)
+    }
+
+    fn digits(&mut self) -> Result<(), NotJson> {
+        let start = self.at;
+        while matches!(self.peek(), Some(b'0'..=b'9')) {
+            self.at += 1;
+        }
+        if self.at > start { Ok(()) } else { self.wants("a digit") }
+    }
+
+    fn number(&mut self) -> Result<(), NotJson> {
+        self.takes(b'-');
+        if !self.takes(b'0') {
+            self.digits()?;
+        }
+        if self.takes(b'.') {
+            self.digits()?;
+        }
+        if self.takes(b'e') || self.takes(b'E') {
+            let _ = self.takes(b'+') || self.takes(b'-');
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, text: &'static str) -> Result<(), NotJson> {
+        let is_there = self.text.as_bytes().get(self.at..).is_some_and(|rest| rest.starts_with(text.as_bytes()));
+        if !is_there {
+            return self.wants(text);
+        }
+        self.at += text.len();
+        Ok(())
+    }
+
+    /// One value, whatever is in it, however deep.
+    fn value(&mut self) -> Result<(), NotJson> {
+        let mut open = Levels::default();
+        loop {
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    self.string()?;
+                }
+                Some(bracket @ (b'{' | b'[')) => {
+                    self.at += 1;
+                    self.space();
+                    // Each closing bracket is two behind its opening one in ASCII.
+                    if !self.takes(bracket + 2) {
+                        let is_object = bracket == b'{';
+                        open.push(is_object);
+                        if is_object {
+                            self.name()?;
+                        }
+                        continue;
+                    }
+                }
+                Some(b't') => self.literal("true")?,
+                Some(b'f') => self.literal("false")?,
+                Some(b'n') => self.literal("null")?,
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                _ => return self.wants("a value"),
+            }
+            if !self.goes_on(&mut open)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Behind a value: closes what ends with it; true if another one follows.
+    fn goes_on(&mut self, open: &mut Levels) -> Result<bool, NotJson> {
+        while open.depth > 0 {
+            self.space();
+            let is_object = open.is_object();
+            if self.takes(b',') {
+                self.space();
+                if is_object {
+                    self.name()?;
+                }
+                return Ok(true);
+            }
+            if is_object {
+                self.take(b'}', "`,` or `}`")?;
+            } else {
+                self.take(b']', "`,` or `]`")?;
+            }
+            open.pop();
+        }
+        Ok(false)
     }
 }
 
@@ -86,6 +320,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::value::RawValue;
 
     #[test]
     fn members_are_found_by_their_place_and_their_true_name() {
@@ -100,22 +335,74 @@ mod tests {
         for bad in ["[]", "{", "{\"a\":1}}", "{a:1}", "{\"a\":1,}", "7", "", "{\"a\":NaN}"] {
             assert!(members(bad).is_err(), "{bad}");
         }
+        assert_eq!(members("{\"a\":tru}").unwrap_err().to_string(), "expected true at byte 5");
     }
 
     #[test]
     fn depth_is_no_danger() {
-        let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
-        assert_eq!(members(&deep).unwrap().len(), 1);
+        for depth in [1, 63, 64, 65, 128, 129, 100_000] {
+            let deep = format!("{{\"a\":{}{}}}", "[{\"b\":".repeat(depth) + "1", "}]".repeat(depth));
+            assert_eq!(members(&deep).unwrap().len(), 1);
+            assert!(members(&deep.replacen("}]", "]}", 1)).is_err());
+        }
+    }
+
+    /// What a library says of the same text: whether it is an object, and its values.
+    fn by_library(text: &str) -> Option<Vec<String>> {
+        struct Values(Vec<String>);
+        impl<'de> serde::Deserialize<'de> for Values {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                struct Collect;
+                impl<'de> serde::de::Visitor<'de> for Collect {
+                    type Value = Vec<String>;
+                    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                        f.write_str("an object")
+                    }
+                    fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                        let mut values = Vec::new();
+                        while let Some((_, value)) = map.next_entry::<&RawValue, &RawValue>()? {
+                            values.push(value.get().to_owned());
+                        }
+                        Ok(values)
+                    }
+                }
+                from.deserialize_map(Collect).map(Values)
+            }
+        }
+        serde_json::from_str::<Values>(text).ok().map(|values| values.0)
+    }
+
+    fn agrees(text: &str) -> Result<(), TestCaseError> {
+        let own = members(text).ok().map(|all| all.iter().map(|m| m.value.to_owned()).collect::<Vec<_>>());
+        prop_assert_eq!(own, by_library(text), "{}", text);
+        Ok(())
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
         #[test]
-        fn any_text_is_read_or_refused(text in "\\PC{0,60}") {
-            let _ = members(&text);
+        fn any_text_is_read_or_refused_as_a_library_does(text in "\\PC{0,60}") {
+            agrees(&text)?;
+        }
+
+        /// Pieces of JSON in any order, most of them wrong by little.
+        #[test]
+        fn what_is_nearly_json_is_judged_as_a_library_does(
+            pieces in prop::collection::vec(
+                prop::sample::select(vec![
+                    "{", "}", "[", "]", ",", ":", "\"", "\"a\"", "\"\\u00e9\\n\"", "\\", "\\u12", "0", "-1.5e+3", "01", "1.", "true", "fals", "null",
+                    " ", "\n", "\u{1}", "\u{7f}", "é", "\"0123456789\"", "{\"a\":", "[1", "\"k\":2",
+                ]),
+                0..14,
+            )
+        ) {
+            agrees(&pieces.concat())?;
+            agrees(&format!("{{\"a\":{}}}", pieces.concat()))?;
         }
 
         #[test]
-        fn any_object_is_found_whole(entries in prop::collection::vec(("\\PC{0,8}", "\\PC{0,8}"), 0..6)) {
+        fn any_object_is_found_whole(entries in prop::collection::vec(("\\PC{0,18}", "\\PC{0,18}"), 0..6)) {
             let quoted = |text: &str| serde_json::to_string(text).unwrap();
             let fields: Vec<_> = entries.iter().map(|(k, v)| format!("{}: {}", quoted(k), quoted(v))).collect();
             let text = format!("{{{}}}", fields.join(" , "));

@@ -1,7 +1,7 @@
 //! Errors in the very words of vLLM's Python front end.
 
 use http::StatusCode;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::render::quote;
 
@@ -63,6 +63,12 @@ impl ApiError {
             &format!("{{'type': '{kind}', 'loc': '{location}', 'msg': '{message}', 'input': '{input}'}}"),
             Some(location),
         )
+    }
+
+    /// A field that the body must have.
+    pub(super) fn missing(name: &str, fields: &Map<String, Value>) -> Self {
+        let input = shown(&Value::Object(fields.clone()));
+        Self::field("missing", &format!("body.{name}"), "Field required", &input)
     }
 
     pub(super) fn model(name: &str, served: &[String]) -> Self {

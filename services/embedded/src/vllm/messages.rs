@@ -4,17 +4,15 @@ use serde_json::{Map, Value, json};
 
 use super::errors::{ApiError, shown};
 use super::render::{Counts, Piece, quote, quote_or_null};
+use super::request::renamed;
 use super::tokens::mix;
 use super::voice::{Ended, named};
 
 /// vLLM turns a message request into a chat, and so does this; tools the model is made to call give text.
 pub(super) fn as_chat(fields: &Map<String, Value>, generates: bool) -> Result<Map<String, Value>, ApiError> {
-    let missing = |name: &str| {
-        ApiError::field("missing", &format!("body.{name}"), "Field required", &shown(&Value::Object(fields.clone())))
-    };
     let wanted: &[&str] = if generates { &["model", "messages", "max_tokens"] } else { &["model", "messages"] };
     if let Some(name) = wanted.iter().find(|name| fields.get(**name).is_none_or(Value::is_null)) {
-        return Err(missing(name));
+        return Err(ApiError::missing(name, fields));
     }
     if fields.get("max_tokens").and_then(Value::as_i64).is_some_and(|most| most <= 0) && generates {
         let input = fields.get("max_tokens").map_or_else(String::new, shown);
@@ -25,19 +23,15 @@ pub(super) fn as_chat(fields: &Map<String, Value>, generates: bool) -> Result<Ma
             &input,
         ));
     }
-    let mut chat = Map::new();
-    for (theirs, ours) in [
+    let names = [
         ("model", "model"),
         ("max_tokens", "max_tokens"),
         ("stop_sequences", "stop"),
         ("temperature", "temperature"),
         ("stream", "stream"),
         ("cache_salt", "cache_salt"),
-    ] {
-        if let Some(value) = fields.get(theirs).filter(|value| !value.is_null()) {
-            chat.insert(ours.to_owned(), value.clone());
-        }
-    }
+    ];
+    let mut chat = renamed(fields, &names);
     if fields.get("stream").and_then(Value::as_bool) == Some(true) {
         chat.insert("stream_options".to_owned(), json!({"include_usage": true, "continuous_usage_stats": true}));
     }

@@ -50,6 +50,10 @@ impl PoolAsk {
                 (vec![prompt::chat(fields, settings.model())?], 0)
             }
             Pool::Embeddings | Pool::Pooling => (inputs(fields)?, 0),
+            Pool::Rerank if fields.get("query").is_some_and(Value::is_array) => {
+                let given = fields.get("query").map_or_else(String::new, shown);
+                return Err(ApiError::field("string_type", "body.query.str", "Input should be a valid string", &given));
+            }
             Pool::Rerank => pairs(fields, "query", "documents")?,
             Pool::Score => {
                 let names =
@@ -69,7 +73,7 @@ impl PoolAsk {
             queries,
             dimensions: dimensions(kind, fields, settings)?,
             base64: encoding(fields)?,
-            top_n: integer(fields, "top_n")?.and_then(|top| usize::try_from(top).ok()).unwrap_or(0),
+            top_n: top_n(fields)?,
             cache_salt: cache_salt(fields),
         })
     }
@@ -181,9 +185,7 @@ fn inputs(fields: &Map<String, Value>) -> Result<Vec<Prompt>, ApiError> {
 }
 
 fn needed<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a Value, ApiError> {
-    fields.get(name).filter(|value| !value.is_null()).ok_or_else(|| {
-        ApiError::field("missing", &format!("body.{name}"), "Field required", &shown(&Value::Object(fields.clone())))
-    })
+    fields.get(name).filter(|value| !value.is_null()).ok_or_else(|| ApiError::missing(name, fields))
 }
 
 /// Queries and documents, and how many are queries.
@@ -211,6 +213,15 @@ fn pairs(fields: &Map<String, Value>, queries: &str, documents: &str) -> Result<
     }
     prompts.extend(documents);
     Ok((prompts, count))
+}
+
+/// How many documents are told; 0: all.
+fn top_n(fields: &Map<String, Value>) -> Result<usize, ApiError> {
+    let asked = integer(fields, "top_n")?.unwrap_or(0);
+    usize::try_from(asked).map_err(|_| {
+        let message = "Input should be greater than or equal to 0";
+        ApiError::field("greater_than_equal", "body.top_n", message, &asked.to_string())
+    })
 }
 
 /// How long the vectors are: shortened on demand, as by a model that was trained for it.

@@ -99,12 +99,7 @@ fn read_as(
     settings: &SimulatorSettings,
 ) -> Result<(Ask, Plan), ApiError> {
     if fields.get("messages").is_none_or(Value::is_null) && endpoint == Endpoint::Chat {
-        return Err(ApiError::field(
-            "missing",
-            "body.messages",
-            "Field required",
-            &shown(&Value::Object(fields.clone())),
-        ));
+        return Err(ApiError::missing("messages", fields));
     }
     let limits = Limits::read(endpoint, fields)?;
     let stream = flag(fields, "stream");
@@ -151,6 +146,15 @@ fn read_as(
     };
     let plan = plan(&ask, fields, settings, &limits, &markers)?;
     Ok((ask, plan))
+}
+
+/// Fields of a request under the names that a chat has for them.
+pub(super) fn renamed(fields: &Map<String, Value>, names: &[(&str, &str)]) -> Map<String, Value> {
+    let found = |(theirs, ours): &(&str, &str)| {
+        let value = fields.get(*theirs).filter(|value| !value.is_null())?;
+        Some(((*ours).to_owned(), value.clone()))
+    };
+    names.iter().filter_map(found).collect()
 }
 
 /// The model that a request names, if it is none of those served.

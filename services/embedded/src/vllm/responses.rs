@@ -5,22 +5,26 @@ use serde_json::{Map, Value, json};
 use super::engine::Plan;
 use super::errors::{ApiError, shown};
 use super::render::{Millis, Piece, quote};
+use super::request::renamed;
 use super::tokens::mix;
 use super::voice::{Ended, named};
 
 /// vLLM turns a response's request into a chat, and so does this; tools the model is made to call give text.
 pub(super) fn as_chat(fields: &Map<String, Value>) -> Result<Map<String, Value>, ApiError> {
     let Some(input) = fields.get("input").filter(|input| !input.is_null()) else {
-        return Err(ApiError::field("missing", "body.input", "Field required", &shown(&Value::Object(fields.clone()))));
+        return Err(ApiError::missing("input", fields));
     };
+    if !input.is_string() && !input.is_array() {
+        let message = "Input should be a valid string";
+        return Err(ApiError::field("string_type", "body.input.str", message, &shown(input)));
+    }
     if fields.get("background").and_then(Value::as_bool) == Some(true) {
         return Err(ApiError::no_background());
     }
     if let Some(id) = fields.get("previous_response_id").and_then(Value::as_str) {
         return Err(ApiError::no_response(id));
     }
-    let mut chat = Map::new();
-    for (theirs, ours) in [
+    let names = [
         ("model", "model"),
         ("max_output_tokens", "max_completion_tokens"),
         ("temperature", "temperature"),
@@ -28,11 +32,8 @@ pub(super) fn as_chat(fields: &Map<String, Value>) -> Result<Map<String, Value>,
         ("stop", "stop"),
         ("cache_salt", "cache_salt"),
         ("ignore_eos", "ignore_eos"),
-    ] {
-        if let Some(value) = fields.get(theirs).filter(|value| !value.is_null()) {
-            chat.insert(ours.to_owned(), value.clone());
-        }
-    }
+    ];
+    let mut chat = renamed(fields, &names);
     let instructions = fields.get("instructions").and_then(Value::as_str);
     let mut messages: Vec<Value> =
         instructions.map(|text| json!({"role": "system", "content": text})).into_iter().collect();

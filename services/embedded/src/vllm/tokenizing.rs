@@ -58,9 +58,7 @@ fn detokenize(fields: &Map<String, Value>) -> Result<String, ApiError> {
     let place = "body.tokens";
     let ids = match fields.get("tokens") {
         Some(Value::Array(ids)) => ids,
-        None => {
-            return Err(ApiError::field("missing", place, "Field required", &shown(&Value::Object(fields.clone()))));
-        }
+        None => return Err(ApiError::missing("tokens", fields)),
         Some(other) => return Err(ApiError::field("list_type", place, "Input should be a valid list", &shown(other))),
     };
     let mut text = String::new();

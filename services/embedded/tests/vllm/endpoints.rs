@@ -70,7 +70,9 @@ async fn responses_are_the_captured_bytes() {
         body["input"] = json!("x");
         assert_eq!(post(simulator.addr(), RESPONSES, &[], &body.to_string()).await.status(), status);
     }
-    assert_eq!(post(simulator.addr(), RESPONSES, &[], "{}").await.status(), 400);
+    for bad in ["{}", r#"{"input":7}"#] {
+        assert_eq!(post(simulator.addr(), RESPONSES, &[], bad).await.status(), 400, "{bad}");
+    }
 }
 
 #[tokio::test]

@@ -85,6 +85,9 @@ async fn ranks_are_sorted_and_scores_pair_up() {
     let order: Vec<u64> =
         rank["results"].as_array().unwrap().iter().map(|one| one["index"].as_u64().unwrap()).collect();
     assert_eq!(order, [1, 2]);
+    for bad in [json!({"query": ["a"], "documents": ["b"]}), json!({"query": "a", "documents": ["b"], "top_n": -1})] {
+        assert_eq!(post(simulator.addr(), "/rerank", &[], &bad.to_string()).await.status(), 400, "{bad}");
+    }
     let score = async |body: Value| post(simulator.addr(), "/score", &[], &body.to_string()).await;
     let pairs = score(json!({"queries": ["a", "b"], "documents": ["a", "c"]})).await.json();
     assert!((pairs["data"][0]["score"].as_f64().unwrap() - 1.0).abs() < 1e-5);

@@ -36,10 +36,32 @@ async function others() {
   const completion = await us.completions.create({ model, prompt: ["one", "another"], max_tokens: 5 });
   assert.deepEqual([completion.choices.length, completion.usage.completion_tokens], [2, 10]);
   told(model, completion.usage);
+  const coded = await us.embeddings.create({ model: embedder, input: ["hello world", "morning"], dimensions: 32 });
+  const plain = await us.embeddings.create({
+    model: embedder, input: "hello world", dimensions: 32, encoding_format: "float",
+  });
+  assert.deepEqual(coded.data.map((item) => item.embedding.length), [32, 32]);
+  coded.data[0].embedding.forEach((value, at) => assert.ok(Math.abs(value - plain.data[0].embedding[at]) < 1e-6));
+  for (const answer of [coded, plain]) told(embedder, answer.usage);
   const names = [];
   for await (const one of us.models.list()) names.push(one.id);
   assert.ok([model, otherModel, embedder].every((name) => names.includes(name)), `${names}`);
   assert.equal((await us.models.retrieve(model)).id, model);
+}
+
+async function responses() {
+  const answer = await us.responses.create({ model, input: "hello", max_output_tokens: 7 });
+  assert.deepEqual([answer.status, answer.usage.output_tokens], ["incomplete", 7]);
+  assert.ok(answer.output_text);
+  tell(model, answer.usage.input_tokens, answer.usage.output_tokens);
+  const kinds = [];
+  let last;
+  for await (const event of await us.responses.create({ model, input: "hello", max_output_tokens: 7, stream: true })) {
+    kinds.push(event.type);
+    last = event;
+  }
+  assert.deepEqual([kinds[0], kinds.at(-1)], ["response.created", "response.completed"]);
+  tell(model, last.response.usage.input_tokens, last.response.usage.output_tokens);
 }
 
 async function errors() {
@@ -75,5 +97,5 @@ async function hangUp() {
   return 2;
 }
 
-for (const check of [chats, others, errors]) await check();
+for (const check of [chats, others, responses, errors]) await check();
 say(await hangUp());

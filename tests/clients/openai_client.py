@@ -56,6 +56,30 @@ def completions(us):
     told.add(MODEL, usage.prompt_tokens, usage.completion_tokens)
 
 
+def embeddings(us):
+    # The client asks for base64 unless told otherwise, and decodes it.
+    coded = us.embeddings.create(model=EMBEDDER, input=["hello world", "good morning"], dimensions=32)
+    plain = us.embeddings.create(model=EMBEDDER, input="hello world", dimensions=32, encoding_format="float")
+    equal([len(item.embedding) for item in coded.data], [32, 32], "vectors")
+    for left, right in zip(coded.data[0].embedding, plain.data[0].embedding, strict=True):
+        assert abs(left - right) < 1e-6
+    for answer in (coded, plain):
+        told.add(EMBEDDER, answer.usage.prompt_tokens, 0)
+
+
+def responses(us):
+    answer = us.responses.create(model=MODEL, input="hello", instructions="be kind", max_output_tokens=7)
+    equal((answer.status, answer.usage.output_tokens), ("incomplete", 7), "a response")
+    assert answer.output_text
+    told.add(MODEL, answer.usage.input_tokens, answer.usage.output_tokens)
+    with us.responses.stream(model=MODEL, input="hello", max_output_tokens=7) as stream:
+        kinds = [event.type for event in stream]
+        answer = stream.get_final_response()
+    equal((kinds[0], kinds[-1]), ("response.created", "response.completed"), "events")
+    assert answer.output_text
+    told.add(MODEL, answer.usage.input_tokens, answer.usage.output_tokens)
+
+
 def models(us):
     names = {model.id for model in us.models.list()}
     assert {MODEL, OTHER_MODEL, EMBEDDER} <= names, names
@@ -131,7 +155,7 @@ async def at_once():
 
 
 us = client("mine")
-for check in (chats, completions, models):
+for check in (chats, completions, embeddings, responses, models):
     check(us)
 asyncio.run(at_once())
 errors()

@@ -41,6 +41,8 @@ use crate::settings::Settings;
 
 /// The header that names a request, to the client and to the replica.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The same for Anthropic's clients, which show it beside their errors.
+const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// How long the queue may take to stop once nothing is served any more.
 const STOP: Duration = Duration::from_secs(5);
@@ -194,6 +196,9 @@ impl Gateway {
                 refusal.response()
             }
         };
+        if endpoint::errors_of(head.uri.path()) == ErrorShape::Anthropic {
+            response.headers_mut().insert(ANTHROPIC_REQUEST_ID, id_header(arrived.id));
+        }
         response.headers_mut().insert(REQUEST_ID, id_header(arrived.id));
         arrived.answered(response.status().as_u16());
         response

@@ -1,4 +1,4 @@
-//! The official clients, unchanged: OpenAI's for Python and JavaScript. Each runs a script of its own in
+//! The official clients, unchanged: OpenAI's and Anthropic's for Python and JavaScript. Each runs a script of its own in
 //! `tests/clients`, which ends with a failure at what it did not expect; what it was told is what is billed.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::tenants::{models, put, tenant, usable};
 
 const EMBEDDER: &str = "bge-m3";
 
-const SCRIPTS: [&str; 2] = ["openai_client.py", "openai_client.mjs"];
+const SCRIPTS: [&str; 4] = ["openai_client.py", "openai_client.mjs", "anthropic_client.py", "anthropic_client.mjs"];
 
 /// Fast, but a stream of thousands of tokens is still running when its client hangs up.
 const PACE_US: u64 = 2_000;

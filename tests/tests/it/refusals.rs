@@ -54,7 +54,7 @@ async fn bad_requests_get_clear_errors_and_the_gateway_goes_on() {
         assert!((400..=404).contains(&error(&answer).0), "{body:?}: {}", answer.status);
     }
     assert_eq!(error(&chat(&system, &all, vec![0xff, 0xfe]).await).0, 400);
-    let url = system.url(Role::Gateway, "/v1/embeddings");
+    let url = system.url(Role::Gateway, "/v1/audio/speech");
     let answer = system.client.post(&url, Some(&all), &hello(MODELS[0])).await.unwrap();
     assert_eq!(error(&answer), (404, "unknown_url".into()), "what is not metered is not served");
 

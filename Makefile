@@ -1,12 +1,13 @@
 # The commands of this repository. `make test` brings what it needs itself, or says what to install.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev test lint bench bench-gateway check-alerts fuzz
+.PHONY: help setup dev test lint bench bench-gateway check-alerts fuzz test-vllm
 
 CARGO ?= cargo
 
 help:
 	@echo 'make dev     builds and starts everything on this machine (Ctrl-C stops it, the data stays in .tollgate)'
 	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
+	@echo 'make test-vllm   drives the real vLLM behind the gateway (fetches its CPU build: 6 GB)'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
 	@echo 'make check-alerts   checks the rules for Prometheus, with promtool'
 	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
@@ -35,6 +36,11 @@ test: setup
 check-alerts:
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/alerts.test.yml
+# Two real vLLM that generate and one that embeds, with tiny random models, on this machine's CPU.
+test-vllm: setup
+	@deploy/local/vllm.sh
+	$(CARGO) build --locked --package tollgate
+	$(CARGO) test --locked --package promises --test vllm -- --nocapture $(ARGS)
 
 lint:
 	$(CARGO) fmt --all --check

@@ -11,5 +11,6 @@ pub mod figures;
 pub mod process;
 pub mod shop;
 pub mod system;
+pub mod tenants;
 pub mod traffic;
 pub mod wait;

@@ -10,7 +10,7 @@ use promises::traffic::{Seen, Shape, plan, run};
 use promises::wait::until;
 use rust_decimal::Decimal;
 
-use crate::tenants::{TENANTS, prices, shop};
+use promises::tenants::{TENANTS, prices, shop};
 
 /// What each engine knows of each request, by the gateway's id of it: the id that the gateway sent along.
 pub(crate) fn engines(system: &System) -> BTreeMap<String, Vec<RequestRecord>> {

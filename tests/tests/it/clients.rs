@@ -13,7 +13,7 @@ use promises::wait::until;
 use serde_json::{Value, json};
 use tokio::process::Command;
 
-use crate::tenants::{models, put, tenant, usable};
+use promises::tenants::{models, put, tenant, usable};
 
 const EMBEDDER: &str = "bge-m3";
 

@@ -9,7 +9,7 @@ use promises::traffic::{Planned, Seen, plan, run};
 use promises::wait::until;
 
 use crate::adds_up::{admitted, check_figures, check_money, check_requests};
-use crate::tenants::{TENANTS, new_key, shop, usable};
+use promises::tenants::{TENANTS, new_key, shop, usable};
 
 /// What happens while a wave of requests is on its way.
 #[derive(Debug, Clone, Copy)]

@@ -8,7 +8,7 @@ use promises::system::{MODELS, Role, System};
 use promises::wait::until;
 use serde_json::{Value, json};
 
-use crate::tenants::{models, new_key, price_list, put, tenant, usable};
+use promises::tenants::{models, new_key, price_list, put, tenant, usable};
 
 /// What an admin changes holds after so long.
 const SOON: Duration = Duration::from_secs(1);

@@ -6,4 +6,3 @@ mod clients;
 mod faults;
 mod limits;
 mod refusals;
-mod tenants;

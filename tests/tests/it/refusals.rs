@@ -9,7 +9,7 @@ use promises::system::{MODELS, Role, System};
 use promises::wait::until;
 use serde_json::{Value, json};
 
-use crate::tenants::{models, new_key, price_list, put, tenant, usable};
+use promises::tenants::{models, new_key, price_list, put, tenant, usable};
 
 fn hello(model: &str) -> Value {
     json!({"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "hello"}]})

@@ -36,6 +36,7 @@ test: setup
 check-alerts:
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules deploy/prometheus/alerts.test.yml
+
 # Two real vLLM that generate and one that embeds, with tiny random models, on this machine's CPU.
 test-vllm: setup
 	@deploy/local/vllm.sh

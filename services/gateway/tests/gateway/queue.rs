@@ -25,6 +25,8 @@ fn endless() -> SimulatorSettings {
 fn gated(replicas: &[&embedded::vllm::Simulator], slots: u32) -> Setup {
     let mut setup = Setup::new(replicas);
     setup.settings.routing.max_concurrent_requests = slots;
+    // The head of a stream comes with the first sign of life.
+    setup.settings.manners.keepalive_interval = Duration::from_millis(20);
     setup
 }
 
@@ -50,7 +52,6 @@ async fn a_flood_of_one_tenant_delays_another_by_one_request() {
     let replica = simulator(endless()).await;
     let world = with_other(gated(&[&replica], 2), unlimited()).await;
     let body = stream("hello", 50, false);
-    // The head of a stream comes as soon as the engine has the request.
     let mut open = vec![world.open(CHAT, &body).await, world.open(CHAT, &body).await];
     let mut flood: FuturesUnordered<_> = (0..20).map(|_| open_as(&world, KEY, &body)).collect();
     tokio::select! {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::Body;
+use crate::admit::auth::Invalid;
 use crate::endpoint::ErrorShape;
 
 /// A refusal. Its words are for the client: they name no replica, no address and no other tenant.
@@ -44,6 +45,16 @@ impl Refusal {
     pub(crate) fn invalid_api_key() -> Self {
         let words = "The API key is missing, unknown, expired or revoked. Send it as `Authorization: Bearer tg_...` or `X-API-Key`.";
         Self::new(StatusCode::UNAUTHORIZED, "invalid_api_key", INVALID, words)
+    }
+
+    pub(crate) fn invalid_token(why: &Invalid) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_token", INVALID, format!("The token is refused: {why}."))
+    }
+
+    pub(crate) fn token_keys_unavailable() -> Self {
+        let words = "The keys of the token's issuer cannot be read at the moment. Try again soon.";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "token_keys_unavailable", SERVER, words)
+            .again(Duration::from_secs(2))
     }
 
     pub(crate) fn insufficient_scope(scope: ledger::control::Scope) -> Self {

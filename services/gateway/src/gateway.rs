@@ -10,7 +10,7 @@ use http::{HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body::Body as HttpBody;
 use ledger::ids::{ModelVersion, RequestId, TenantId};
 use ledger::time::{Micros, Period};
-use runtime::metrics::Error as MetricsError;
+use runtime::metrics::{Error as MetricsError, Name};
 use runtime::traces::{Exporter, Traces};
 use runtime::{Clock, Metrics, Shutdown, Tasks};
 use schemas::event::{BalanceUpdated, EndReason};
@@ -18,16 +18,17 @@ use stream::control::ControlView;
 use stream::spool::{Admission, Spool};
 
 use crate::Body;
-use crate::admit::auth::Credential;
+use crate::admit::auth::{Auth, SourceError};
 use crate::admit::body;
 use crate::admit::caller::Caller;
 use crate::admit::limits::told::{Names, show};
 use crate::admit::limits::{Limits, Room};
 use crate::admit::policy::{Model, Policy};
 use crate::admit::request::Ask;
+use crate::cors::Cors;
 use crate::endpoint::{self, ErrorShape, Found, Wire};
 use crate::error::Refusal;
-use crate::forward::{Answering, Asked, Call, Client, Failure, Peek, dispatch, passed_on};
+use crate::forward::{Answering, Asked, Call, Client, Failure, Peek, Upstream, UpstreamError, dispatch, passed_on};
 use crate::meter::scanner::Scanner;
 use crate::meter::streamed::{Streamed, Times};
 use crate::meter::whole;
@@ -64,9 +65,37 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
 }
 
+/// Why a gateway cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The metrics hold a gateway's already.
+    #[error("the metrics of the gateway: {0}")]
+    Metrics(#[from] MetricsError),
+    /// The keys of an issuer are not where the settings say.
+    #[error("[[gateway.jwt]]: {0}")]
+    TokenKeys(String),
+    /// Keys or roots for replicas are not where the settings say.
+    #[error("[gateway.upstream]: {0}")]
+    Upstream(String),
+}
+
+impl From<UpstreamError> for BuildError {
+    fn from(error: UpstreamError) -> Self {
+        Self::Upstream(error.to_string())
+    }
+}
+
+impl From<SourceError> for BuildError {
+    fn from(error: SourceError) -> Self {
+        Self::TokenKeys(error.to_string())
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     settings: Settings,
+    auth: Auth,
+    cors: Cors,
     control: ControlView,
     policy: ArcSwap<Policy>,
     limits: Limits,
@@ -85,9 +114,11 @@ impl Gateway {
     /// Puts a gateway together. [`Gateway::follow`] keeps it current, [`Gateway::serve`] serves.
     ///
     /// # Errors
-    /// When the metrics hold a gateway's already.
-    pub fn new(parts: Parts) -> Result<Self, MetricsError> {
+    /// When the metrics hold a gateway's already, or the settings name files that cannot be used.
+    pub fn new(parts: Parts) -> Result<Self, BuildError> {
         let Parts { settings, telemetry, control, spool, metrics, clock } = parts;
+        let auth = Auth::open(&settings.jwt, &metrics.counters(Name::GatewayTokenKeysErrors, &["issuer"])?)?;
+        let cors = Cors::of(&settings.cors);
         let (traces, exporter) = Traces::new(&telemetry.otlp, "gateway", &settings.name, &metrics)?.unzip();
         let pool = Arc::new(Pool::new(settings.routing.clone(), RouteMetrics::new(&metrics)?));
         let queue = Queue::new(settings.queue.clone(), &settings.overload, Arc::clone(&pool), &metrics)?;
@@ -96,7 +127,7 @@ impl Gateway {
         let metrics = GatewayMetrics::new(&metrics, settings.telemetry.max_label_values)?;
         pool.take(&control.load().state);
         let policy = ArcSwap::from_pointee(Policy::of(&control.load().state));
-        let client = Client::new(settings.deadlines.connect);
+        let client = Client::new(settings.deadlines.connect, Upstream::open(&settings.upstream)?);
         let recorder = Arc::new(Recorder {
             spool,
             metrics,
@@ -106,7 +137,7 @@ impl Gateway {
             cut: Shutdown::new(),
         });
         let exporter = Mutex::new(exporter);
-        let inner = Inner { settings, control, policy, limits, pool, queue, recorder, exporter };
+        let inner = Inner { settings, auth, cors, control, policy, limits, pool, queue, recorder, exporter };
         Ok(Self(Arc::new(inner), client))
     }
 
@@ -118,6 +149,7 @@ impl Gateway {
             let drain = self.0.settings.drain_notice + self.0.settings.drain() + exporter.drain();
             tasks.spawn("traces", drain, exporter.run());
         }
+        self.0.auth.follow(tasks);
         let (gateway, shutdown) = (self.clone(), tasks.shutdown().clone());
         let settings = &self.0.settings;
         let drain = settings.drain();
@@ -186,6 +218,10 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Unpin,
     {
         let (head, body) = request.into_parts();
+        let origin = self.0.cors.allowed(&head.headers);
+        if let Some(answer) = origin.as_ref().and_then(|origin| self.0.cors.preflight(&head, origin)) {
+            return answer;
+        }
         let mut arrived = Arrived::new(&self.0.recorder, &head.headers);
         let mut response = match self.answer(&head, body, &mut arrived).await {
             Ok(response) => response,
@@ -201,6 +237,9 @@ impl Gateway {
         }
         response.headers_mut().insert(REQUEST_ID, id_header(arrived.id));
         arrived.answered(response.status().as_u16());
+        if let Some(origin) = origin {
+            self.0.cors.show(origin, response.headers_mut());
+        }
         response
     }
 
@@ -216,15 +255,16 @@ impl Gateway {
             return Err(Refusal::method_not_allowed(method, path, allow));
         }
         if found.endpoint.wire == Wire::Own {
-            return self.models(found.below, head);
+            return self.models(found.below, head).await;
         }
         arrived.endpoint = Some(found.endpoint.name);
         self.generate(found, head, body, arrived).await
     }
 
-    fn models(&self, one: Option<&str>, head: &Head) -> Result<Response<Body>, Refusal> {
+    async fn models(&self, one: Option<&str>, head: &Head) -> Result<Response<Body>, Refusal> {
+        let identity = self.0.auth.identify(&head.headers, self.now()).await?;
         let policy = self.0.policy.load_full();
-        let caller = Credential::of(&head.headers)?.caller(&policy, self.now())?;
+        let caller = identity.caller(&policy, self.now())?;
         caller.may(endpoint::MODELS.scope)?;
         models::answer(&policy, &caller.tenant, one)
     }
@@ -246,10 +286,10 @@ impl Gateway {
         let inner = &*self.0;
         let received_at = self.now();
         // Before the body is read, so that nobody fills memory who may not ask at all.
-        let credential = Credential::of(&head.headers)?;
+        let identity = inner.auth.identify(&head.headers, received_at).await?;
         let room = {
             let policy = inner.policy.load();
-            let caller = credential.caller(&policy, received_at)?;
+            let caller = identity.caller(&policy, received_at)?;
             caller.may(found.endpoint.scope)?;
             inner.queue.bodies().take(&caller.tenant.id, 0).map_err(body::refusal)?
         };
@@ -259,7 +299,7 @@ impl Gateway {
         let ask = Ask::read(found.endpoint, &body)?;
         // And again: the body may have taken its time.
         let policy = inner.policy.load_full();
-        let caller = credential.caller(&policy, self.now())?;
+        let caller = identity.caller(&policy, self.now())?;
         caller.may(found.endpoint.scope)?;
         arrived.tenant = Some(Arc::clone(&caller.tenant));
         let model = policy.model(&ask.model).ok_or_else(|| Refusal::model_not_found(&ask.model))?;
@@ -300,7 +340,11 @@ impl Gateway {
         if !priced {
             meter.unpriced();
         }
-        let asked = Asked { ask: &ask, body: &body, max_tokens, path: found.path, headers: &head.headers };
+        // What costs no tokens, leaves nothing in a cache.
+        let salted = inner.settings.isolate_prefix_caches && found.endpoint.wire != Wire::Free;
+        let salt = salted.then_some(caller.cache_salt.as_str());
+        let (path, headers) = (found.path, &head.headers);
+        let asked = Asked { ask: &ask, body: &body, max_tokens, path, headers, salt };
         let mut response = self.forward(asked, need, entry, meter).await;
         show(&standing, names, now, response.headers_mut());
         Ok(response)

@@ -4,6 +4,7 @@
 //! are told, and the spool is a directory. [`run()`] puts Kafka behind each of them.
 
 mod admit;
+mod cors;
 mod endpoint;
 mod error;
 mod forward;
@@ -24,11 +25,11 @@ mod serve;
 mod settings;
 
 pub use endpoint::endpoints;
-pub use gateway::{Gateway, Parts};
+pub use gateway::{BuildError, Gateway, Parts};
 pub use run::{Error, RunSettings, run};
 pub use settings::{
-    AccessLog, Deadlines, Ejection, FloorPercent, Guard, LimitSettings, Manners, Overload, QueueSettings, Routing,
-    RoutingPolicy, Settings, Telemetry,
+    AccessLog, CorsSettings, Deadlines, Ejection, FloorPercent, Guard, JwtSettings, LimitSettings, Manners, Overload,
+    QueueSettings, Routing, RoutingPolicy, Settings, Telemetry, UpstreamKey, UpstreamSettings,
 };
 
 /// The body of an answer.

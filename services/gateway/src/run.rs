@@ -7,7 +7,8 @@ use std::time::Duration;
 use ledger::control::{Document, Kind, Spool as SpoolDocument, Write};
 use ledger::ids::SpoolId;
 use rdkafka::error::KafkaError;
-use runtime::http::HttpError;
+use runtime::http::{HttpError, Listener};
+use runtime::tls::{Tls, TlsError};
 use runtime::{Clock, Condition, Metrics, Readiness, Shutdown, SystemClock, TaskError, Tasks, metrics};
 use stream::balances::{BalancesError, BalancesReader, BalancesView};
 use stream::control::{ControlError, ControlReader, ControlView, ControlWriter, WriteError};
@@ -15,9 +16,8 @@ use stream::kafka::KafkaSettings;
 use stream::ship::Shipper;
 use stream::spool::{Flusher, OpenError, Opened, Spool, SpoolSettings, gateway_topics};
 use stream::topics::{self, TopicsError};
-use tokio::net::TcpListener;
 
-use crate::gateway::{Gateway, Parts};
+use crate::gateway::{BuildError, Gateway, Parts};
 use crate::serve;
 use crate::settings::Settings;
 
@@ -71,6 +71,10 @@ enum StartError {
     Spool(#[from] OpenError),
     #[error("the metrics of the gateway: {0}")]
     Metrics(#[from] metrics::Error),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    #[error("[gateway.tls]: {0}")]
+    Tls(#[from] TlsError),
     #[error("the settings make no Kafka client: {0}; correct the properties in [kafka]")]
     Kafka(#[from] KafkaError),
     #[error("a thread could not be started: {0}")]
@@ -90,6 +94,10 @@ enum StartError {
 /// See [`Error`].
 pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error> {
     let listener = runtime::http::bind(settings.gateway.listen).await?;
+    let admin = match settings.gateway.admin_listen {
+        Some(address) => Some(runtime::http::bind(address).await?),
+        None => None,
+    };
     let tasks = Tasks::new(shutdown);
     let open = settings.gateway.drain_notice + settings.gateway.drain() + DRAIN;
     let role = Role {
@@ -100,8 +108,15 @@ pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error>
         tasks: tasks.clone(),
         open,
         ship_stop: Shutdown::new(),
+        served: Shutdown::new(),
     };
-    tasks.spawn("gateway", open, role.run(listener));
+    if let Some(admin) = admin {
+        // To the end of the drain: who watches it wants to see that it stops.
+        let routes = runtime::http::routes(role.metrics.clone(), role.readiness.clone());
+        let serving = runtime::http::serve(admin, routes, role.served.clone(), DRAIN / 5);
+        tasks.spawn_finite("admin", open + DRAIN, serving);
+    }
+    tasks.spawn("gateway", open, role.run(listener.into()));
     tasks.run().await?;
     Ok(())
 }
@@ -116,6 +131,8 @@ struct Role {
     open: Duration,
     /// The shipper goes on until the spool is closed.
     ship_stop: Shutdown,
+    /// Triggered when no client is served any more.
+    served: Shutdown,
 }
 
 /// Closes the spool when nothing can be written to it any more, however that came about.
@@ -136,16 +153,29 @@ impl Drop for Close {
 }
 
 impl Role {
-    async fn run(self, listener: TcpListener) -> Result<(), StartError> {
+    async fn run(self, listener: Listener) -> Result<(), StartError> {
+        // However it ends.
+        let _served = self.served.drop_guard();
+        let listener = listener.with_tls(self.tls().await?);
+        let here = self.settings.gateway.admin_listen.is_none();
+        let own = here.then(|| runtime::http::routes(self.metrics.clone(), self.readiness.clone()));
         let prepared = tokio::select! {
             prepared = self.prepare() => prepared?,
-            () = serve::starting(&listener, self.metrics.clone(), self.readiness.clone()) => None,
+            () = serve::starting(&listener, own) => None,
         };
         let Some((gateway, close)) = prepared else { return Ok(()) };
         let shutdown = self.tasks.shutdown().clone();
         gateway.serve(listener, self.metrics, self.readiness, shutdown).await?;
         drop(close);
         Ok(())
+    }
+
+    /// The certificate that clients are shown, which is followed from then on.
+    async fn tls(&self) -> Result<Option<Tls>, StartError> {
+        let Some(settings) = self.settings.gateway.tls.clone() else { return Ok(None) };
+        let tls = Tls::open(settings).await?;
+        self.tasks.spawn("certificate", DRAIN, tls.clone().watch(self.tasks.shutdown().clone()));
+        Ok(Some(tls))
     }
 
     /// All that must be there before requests are. None on shutdown.

@@ -11,6 +11,7 @@ mod readiness;
 mod shutdown;
 mod tasks;
 pub mod telemetry;
+pub mod tls;
 pub mod traces;
 pub mod workers;
 

@@ -63,6 +63,7 @@ names! {
     GatewayReservedTokens = "tollgate_gateway_reserved_tokens", "Tokens held by open reservations.";
     GatewayLimited = "tollgate_gateway_limited_total", "Requests that a limit refused, by the limit and its level.";
     GatewayOverQuota = "tollgate_gateway_over_quota_total", "Requests served although the tokens of the tenant's period are used up.";
+    GatewayTokenKeysErrors = "tollgate_gateway_token_keys_errors_total", "Keys of an issuer of tokens that could not be read, by issuer. Those known before are used on.";
     // control state, in every role that reads it
     ControlOffset = "tollgate_control_offset", "The next offset of the control log that this process will apply.";
     ControlRefused = "tollgate_control_refused_total", "Records of the control log that were not applied, by reason.";

@@ -63,6 +63,11 @@ impl Shutdown {
         self.0.clone().cancelled_owned()
     }
 
+    /// Triggers it when the guard is dropped: however the work ends that holds it.
+    pub fn drop_guard(&self) -> impl Drop + Send + Sync + 'static {
+        self.0.clone().drop_guard()
+    }
+
     /// One that is triggered with this one, and alone by itself.
     pub fn child(&self) -> Self {
         Self(self.0.child_token())

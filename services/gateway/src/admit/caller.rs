@@ -7,6 +7,7 @@ use ledger::ids::{ApiKeyId, ProjectId};
 
 use super::policy::Tenant;
 use crate::error::Refusal;
+use crate::forward::salt;
 
 /// See the module. Everything after authentication rests on this alone: no header and no body says otherwise.
 #[derive(Debug, Clone)]
@@ -23,13 +24,16 @@ pub(crate) struct Caller {
     pub key_limits: Limits,
     /// What it may do.
     pub scopes: Scopes,
+    /// What its tenant's prefixes are kept apart by in the caches of engines.
+    pub cache_salt: String,
 }
 
 impl Caller {
     /// A caller of `tenant` for one of its projects, with the limits that the tenant's document gives this project.
     pub(crate) fn new(tenant: Arc<Tenant>, project: ProjectId, key: ApiKeyId, scopes: Scopes) -> Self {
         let project_limits = tenant.projects.get(&project).copied().unwrap_or_default();
-        Self { tenant, project, project_limits, key, key_limits: Limits::default(), scopes }
+        let cache_salt = salt::of_tenant(&tenant.id);
+        Self { tenant, project, project_limits, key, key_limits: Limits::default(), scopes, cache_salt }
     }
 
     /// Refuses what its scopes do not name.

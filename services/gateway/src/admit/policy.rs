@@ -104,6 +104,11 @@ impl Policy {
         self.keys.get(hash)
     }
 
+    /// The tenant with this id.
+    pub(crate) fn tenant(&self, id: &TenantId) -> Option<&Arc<Tenant>> {
+        self.tenants.get(id)
+    }
+
     /// The model with this public name, which may be an alias.
     pub(crate) fn model(&self, name: &str) -> Option<&Arc<Model>> {
         self.models.get(name)

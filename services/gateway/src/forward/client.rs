@@ -14,10 +14,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::Call;
+use super::{Call, Upstream};
 use crate::kind;
 use crate::record::Meter;
 use crate::route::{Lease, Replica};
@@ -60,18 +61,19 @@ struct Unused {
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     connect: Duration,
+    upstream: Arc<Upstream>,
     unused: Arc<Mutex<HashMap<Authority, Vec<Unused>>>>,
 }
 
 impl Client {
     /// No connections yet.
-    pub(crate) fn new(connect: Duration) -> Self {
-        Self { connect, unused: Arc::default() }
+    pub(crate) fn new(connect: Duration, upstream: Upstream) -> Self {
+        Self { connect, upstream: Arc::new(upstream), unused: Arc::default() }
     }
 
     /// One with the same settings, and connections of its own.
     pub(crate) fn apart(&self) -> Self {
-        Self::new(self.connect)
+        Self { unused: Arc::default(), ..self.clone() }
     }
 
     /// Sends a call; the answer's head.
@@ -124,6 +126,7 @@ impl Client {
         let authority = replica.authority();
         *request.uri_mut() = Uri::from(PathAndQuery::from_static(path));
         request.headers_mut().insert(header::HOST, replica.host().clone());
+        self.upstream.authorize(&replica.id, request.headers_mut());
         while let Some(mut sender) = self.take_unused(authority) {
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok(self.incoming(authority, sender, response)),
@@ -134,24 +137,24 @@ impl Client {
                 },
             }
         }
-        let mut sender = self.open(authority).await?;
+        let mut sender = self.open(replica).await?;
         let response = sender.send_request(request).await?;
         Ok(self.incoming(authority, sender, response))
     }
 
-    async fn open(&self, authority: &Authority) -> Result<Sender, Error> {
+    async fn open(&self, replica: &Replica) -> Result<Sender, Error> {
+        let authority = replica.authority();
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let connecting = TcpStream::connect((host, authority.port_u16().unwrap_or(80)));
+        let connecting =
+            TcpStream::connect((host, authority.port_u16().unwrap_or(if replica.is_secure() { 443 } else { 80 })));
         let socket = timeout(self.connect, connecting).await.map_err(std::io::Error::from)??;
         // Without it a small frame may wait for the other side's delayed acknowledgement.
         socket.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-        TokioExecutor::new().execute(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to a replica ended early");
-            }
-        });
-        Ok(sender)
+        if !replica.is_secure() {
+            return start(socket).await;
+        }
+        let agreeing = self.upstream.tls.connect(host, socket);
+        start(timeout(self.connect, agreeing).await.map_err(std::io::Error::from)??).await
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Unused>>> {
@@ -204,6 +207,17 @@ impl Client {
             incoming
         })
     }
+}
+
+/// Speaks HTTP over a connection, for as long as it lasts.
+async fn start(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Sender, Error> {
+    let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
+    TokioExecutor::new().execute(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection to a replica ended early");
+        }
+    });
+    Ok(sender)
 }
 
 #[derive(Debug)]

@@ -2,6 +2,8 @@
 
 mod client;
 mod peek;
+pub(crate) mod salt;
+mod upstream;
 
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use crate::record::Meter;
 use crate::route::{Lease, Pool, Want};
 pub(crate) use client::{Client, Incoming};
 use peek::First;
+pub(crate) use upstream::{Upstream, UpstreamError};
 
 /// An error of a replica is read so far at most.
 const ERROR_BYTES: usize = 1 << 20;
@@ -35,6 +38,8 @@ pub(crate) struct Asked<'a> {
     /// The path that is asked of replicas.
     pub path: &'static str,
     pub headers: &'a HeaderMap,
+    /// What the engine's prefix cache is kept apart by.
+    pub salt: Option<&'a str>,
 }
 
 /// What is sent, and until when.
@@ -65,7 +70,11 @@ impl Call<'_> {
     /// The body for whoever is to answer: what is set in it depends on what the replica's kind understands.
     fn body(&self, lease: &Lease) -> Bytes {
         let Asked { ask, body, max_tokens, .. } = self.asked;
-        ask.forwarded(body, lease.served_name(), lease.kind, max_tokens)
+        let body = ask.forwarded(body, lease.served_name(), lease.kind, max_tokens);
+        match self.asked.salt.filter(|_| salt::is_known_to(lease.kind)) {
+            Some(salt) => salt::salted(&body, salt),
+            None => body,
+        }
     }
 }
 

@@ -48,6 +48,7 @@ pub(crate) struct Replica {
     pub(super) number: Number,
     url: String,
     authority: Authority,
+    secure: bool,
     host: HeaderValue,
     health: AtomicU8,
     active: AtomicU32,
@@ -70,7 +71,7 @@ pub(super) enum Standing {
 }
 
 impl Replica {
-    /// None if its URL is not `http://host:port`.
+    /// None if its URL is not `http://host:port` or `https://host:port`.
     pub(super) fn new(
         id: &ReplicaId,
         document: &Document,
@@ -78,7 +79,7 @@ impl Replica {
         gauges: Gauges,
         shared: Arc<Shared>,
     ) -> Option<Self> {
-        let authority = authority_of(&document.url)?;
+        let (secure, authority) = authority_of(&document.url)?;
         let host = HeaderValue::try_from(authority.as_str()).ok()?;
         Some(Self {
             id: id.clone(),
@@ -86,6 +87,7 @@ impl Replica {
             number,
             url: document.url.clone(),
             authority,
+            secure,
             host,
             health: AtomicU8::new(UNKNOWN),
             active: AtomicU32::new(0),
@@ -105,6 +107,11 @@ impl Replica {
     /// Host and port.
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// Whether it is asked over TLS.
+    pub(crate) fn is_secure(&self) -> bool {
+        self.secure
     }
 
     /// The same as a header.
@@ -289,11 +296,12 @@ impl Prefill {
     }
 }
 
-/// Host and port of `http://host:port`.
-fn authority_of(url: &str) -> Option<Authority> {
+/// Whether it is over TLS, and host and port of `http://host:port` or `https://host:port`.
+fn authority_of(url: &str) -> Option<(bool, Authority)> {
     let uri: Uri = url.parse().ok()?;
-    let bare = uri.scheme() == Some(&Scheme::HTTP) && uri.path() == "/" && uri.query().is_none();
-    uri.authority().filter(|_| bare).cloned()
+    let secure = uri.scheme() == Some(&Scheme::HTTPS);
+    let bare = (secure || uri.scheme() == Some(&Scheme::HTTP)) && uri.path() == "/" && uri.query().is_none();
+    Some((secure, uri.authority().filter(|_| bare)?.clone()))
 }
 
 #[cfg(test)]

@@ -145,7 +145,7 @@ fn what_is_open_is_known_after_control_changes_and_a_replica_that_is_gone_has_no
     world.replica("a", |_| {});
     world.replica("b", |_| {});
     let lease = world.lease("llama", "p");
-    for (id, url) in [("c", "https://h:3"), ("d", "http://h:1/x"), ("e", "h")] {
+    for (id, url) in [("c", "ftp://h:3"), ("d", "http://h:1/x"), ("e", "h")] {
         world.replica(id, |replica| replica.url = url.into());
     }
     assert_eq!(world.pool.all().len(), 2);

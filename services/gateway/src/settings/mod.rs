@@ -1,31 +1,51 @@
 //! `[gateway]` of the configuration.
 
+mod cors;
+mod jwt;
 mod limits;
 mod manners;
 mod overload;
 mod queue;
 mod routing;
 mod telemetry;
+mod upstream;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use runtime::config::{Validate, byte_size, duration};
+use runtime::tls::TlsSettings;
 use serde::{Deserialize, Serialize};
 
+pub use cors::CorsSettings;
+pub use jwt::JwtSettings;
 pub use limits::LimitSettings;
 pub use manners::Manners;
 pub use overload::Overload;
 pub use queue::{FloorPercent, QueueSettings};
 pub use routing::{Ejection, Guard, Routing, RoutingPolicy};
 pub use telemetry::{AccessLog, Telemetry};
+pub use upstream::{UpstreamKey, UpstreamSettings};
 
 /// See the module. Each setting has a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where clients are served, and `/healthz`, `/readyz`, `/metrics`.
+    /// Where clients are served, and `/healthz`, `/readyz`, `/metrics`, unless `admin_listen` is set.
     pub listen: SocketAddr,
+    /// Where `/healthz`, `/readyz` and `/metrics` are served, out of the reach of clients. Always without TLS.
+    pub admin_listen: Option<SocketAddr>,
+    /// TLS towards clients; none if absent.
+    pub tls: Option<TlsSettings>,
+    /// Web pages that may call from a browser.
+    pub cors: CorsSettings,
+    /// How replicas are trusted, and the keys that they want.
+    pub upstream: UpstreamSettings,
+    /// Whether each tenant has a part of its own in the prefix caches of engines that can (vLLM, SGLang). Else a tenant could
+    /// tell by the time of an answer what another has sent; but prompts that all begin with are read once for all.
+    pub isolate_prefix_caches: bool,
+    /// Issuers whose tokens are taken in place of API keys.
+    pub jwt: Vec<JwtSettings>,
     /// A name of this gateway for people, under which its spool is registered.
     pub name: String,
     /// Connections are served by so many threads; 0: one for each core.
@@ -102,6 +122,12 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            admin_listen: None,
+            tls: None,
+            cors: CorsSettings::default(),
+            jwt: Vec::new(),
+            isolate_prefix_caches: true,
+            upstream: UpstreamSettings::default(),
             name: "gateway".to_owned(),
             threads: 0,
             max_body_bytes: 16 << 20,
@@ -191,6 +217,28 @@ impl Settings {
         wrong.extend(parts.concat().into_iter().map(|said| format!("gateway.{said}")));
         wrong.extend(self.routing.validate().into_iter().map(|said| format!("gateway.{said}")));
         wrong.extend(self.limits.validate().into_iter().map(|said| format!("gateway.{said}")));
+        wrong.extend(self.validate_access());
+        wrong
+    }
+
+    /// What is wrong with who may use it, and how.
+    fn validate_access(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        if self.admin_listen.is_some_and(|admin| admin == self.listen && admin.port() != 0) {
+            wrong.push("gateway.admin_listen must be another address or port than gateway.listen".to_owned());
+        }
+        let within = |section: &str, said: Vec<String>| {
+            said.into_iter().map(move |said| format!("{section}.{said}")).collect::<Vec<_>>()
+        };
+        wrong.extend(self.tls.iter().flat_map(|tls| within("gateway.tls", tls.validate())));
+        wrong.extend(within("gateway.cors", self.cors.validate()));
+        wrong.extend(within("gateway.upstream", self.upstream.validate()));
+        for (at, issuer) in self.jwt.iter().enumerate() {
+            wrong.extend(within(&format!("gateway.jwt.{at}"), issuer.validate()));
+            if self.jwt.iter().take(at).any(|before| before.issuer == issuer.issuer) {
+                wrong.push(format!("gateway.jwt.{at}: another section is of the same issuer"));
+            }
+        }
         wrong
     }
 }

@@ -17,6 +17,8 @@ use ledger::control::{ApiKey, ControlState, Document, Kind, Model, Plan, Price, 
 use ledger::price::PriceKey;
 use ledger::time::Micros;
 use ledger::tokens::{TokenClass, TokenCounts};
+use runtime::http::Listener;
+use runtime::tls::Tls;
 use runtime::{Metrics, Readiness, Shutdown, SystemClock, Tasks};
 use schemas::event::{RequestFinished, TokensCounted};
 use serde_json::{Value, json};
@@ -137,6 +139,7 @@ pub(crate) struct Setup {
     pub(crate) plan: Plan,
     pub(crate) replicas: Vec<String>,
     pub(crate) spool: SpoolSettings,
+    pub(crate) tls: Option<Tls>,
 }
 
 impl Setup {
@@ -150,6 +153,7 @@ impl Setup {
             plan: unlimited(),
             replicas: replicas.iter().map(|replica| replica.url()).collect(),
             spool: SpoolSettings::default(),
+            tls: None,
         }
     }
 
@@ -175,6 +179,7 @@ impl Setup {
         gateway.follow(&tasks);
         let listener = runtime::http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let addr = listener.local_addr().unwrap();
+        let listener = Listener::from(listener).with_tls(self.tls);
         let serve = gateway.clone().serve(listener, metrics.clone(), Readiness::new(), shutdown.clone());
         tasks.spawn("serve", Duration::from_secs(60), serve);
         let mut running = JoinSet::new();

@@ -1,4 +1,6 @@
-//! Serving HTTP: sockets without delay, a drain within a budget, and the routes that every role has.
+//! Serving HTTP: listening, a drain within a budget, and the routes that every role has.
+
+mod server;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,13 +10,15 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use axum::serve::ListenerExt;
+use hyper_util::service::TowerToHyperService;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 use crate::{Metrics, Readiness, Shutdown};
+pub use server::{Accepted, Connections, Listener, Moved, Opened, Serves, Socket};
 
-/// Why a server could not start or go on.
+/// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The address cannot be listened on.
@@ -23,14 +27,6 @@ pub enum HttpError {
     )]
     Bind {
         /// What was asked for.
-        address: SocketAddr,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The listening socket broke.
-    #[error("the server on {address} broke: {source}")]
-    Serve {
-        /// Where it listened.
         address: SocketAddr,
         /// What the system said.
         source: std::io::Error,
@@ -47,31 +43,24 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
 
 /// Serves until shutdown, then lets open requests finish for at most `budget` and drops the rest.
 ///
-/// Accepted sockets get TCP_NODELAY: without it one streamed frame in ten waits 40 ms for the client's delayed ACK.
-///
 /// # Errors
-/// [`HttpError::Serve`] when the listening socket breaks.
+/// Never; the type is that of a task.
 pub async fn serve(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     router: Router,
     shutdown: Shutdown,
     budget: Duration,
 ) -> Result<(), HttpError> {
-    let address = listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-    let listener = listener.tap_io(|socket| {
-        if let Err(error) = socket.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY could not be set");
-        }
-    });
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(shutdown.cancelled_owned());
-    tokio::select! {
-        served = serving => served.map_err(|source| HttpError::Serve { address, source }),
-        () = async { shutdown.cancelled().await; tokio::time::sleep(budget).await } => {
-            tracing::warn!(%address, ?budget, "dropping the connections that are still open");
-            Ok(())
-        }
+    let (listener, mut connections) = (listener.into(), Connections::new());
+    let service = TowerToHyperService::new(router);
+    let start = |tasks: &mut JoinSet<()>, accepted: Accepted| drop(tasks.spawn(accepted.serve(service.clone())));
+    listener.accept(&mut connections, &shutdown, start).await;
+    drop(listener);
+    let open = connections.drain(budget).await;
+    if open > 0 {
+        tracing::warn!(open, ?budget, "dropping the connections that are still open");
     }
+    Ok(())
 }
 
 /// `/healthz` (the process answers), `/readyz` (it can do its work; else 503 with the reasons) and `/metrics`

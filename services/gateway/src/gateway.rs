@@ -371,6 +371,7 @@ impl Gateway {
         let call = Call {
             want: need.want,
             asked,
+            tier: need.tenant.plan.service_tier,
             request_id: id_header(meter.request_id()),
             attempts: inner.settings.max_attempts,
             first_byte: if ask.stream { first_token } else { deadlines.whole_answer },

@@ -123,8 +123,8 @@ pub(crate) struct PlanBody {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     weight: Option<u32>,
-    /// Pools that its requests go to, in this order: the next one when the one before has no room. All that are shared,
-    /// if absent.
+    /// Pools that its requests go to, in this order: the next one when the one before has no room. Those that
+    /// are kept for it, then all that are shared, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Vec<String>>)]
     pools: Option<Vec<PoolId>>,

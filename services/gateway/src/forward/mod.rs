@@ -2,6 +2,7 @@
 
 mod client;
 mod peek;
+mod priority;
 pub(crate) mod salt;
 mod upstream;
 
@@ -10,6 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use http_body_util::BodyExt;
+use ledger::control::ServiceTier;
 use tokio::time::Instant;
 
 use crate::admit::request::Ask;
@@ -21,12 +23,16 @@ use crate::record::Meter;
 use crate::route::{Lease, Pool, Want};
 pub(crate) use client::{Client, Incoming};
 use peek::First;
+use priority::with_priority;
 pub(crate) use upstream::{Upstream, UpstreamError};
 
 /// An error of a replica is read so far at most.
 const ERROR_BYTES: usize = 1 << 20;
 /// And so long.
 const ERROR_TIME: Duration = Duration::from_secs(5);
+
+/// Where vLLM reads a request's `priority`.
+const PRIORITY_PATHS: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/responses"];
 
 /// What the client asked for.
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +53,8 @@ pub(crate) struct Asked<'a> {
 pub(crate) struct Call<'a> {
     pub want: Want<'a>,
     pub asked: Asked<'a>,
+    /// The band of its plan.
+    pub tier: ServiceTier,
     pub request_id: HeaderValue,
     pub attempts: u32,
     /// Until the first byte of each attempt's answer.
@@ -69,10 +77,13 @@ pub(crate) struct Peek {
 impl Call<'_> {
     /// The body for whoever is to answer: what is set in it depends on what the replica's kind understands.
     fn body(&self, lease: &Lease) -> Bytes {
-        let Asked { ask, body, max_tokens, .. } = self.asked;
-        let body = ask.forwarded(body, lease.served_name(), lease.kind, max_tokens);
-        match self.asked.salt.filter(|_| salt::is_known_to(lease.kind)) {
-            Some(salt) => salt::salted(&body, salt),
+        let Asked { ask, body, max_tokens, path, salt, .. } = self.asked;
+        let mut body = ask.forwarded(body, lease.served_name(), lease.kind, max_tokens);
+        if let Some(salt) = salt.filter(|_| salt::is_known_to(lease.kind)) {
+            body = salt::salted(&body, salt);
+        }
+        match lease.priority(self.tier).filter(|_| PRIORITY_PATHS.contains(&path)) {
+            Some(priority) => with_priority(body, priority),
             None => body,
         }
     }
@@ -189,7 +200,7 @@ pub(crate) async fn dispatch(
         }
         tried.push(lease.id.clone());
         meter.attempt(number, &lease.id, lease.version());
-        match attempt(client, call, lease, meter).await {
+        match attempt(client, call, lease, number, meter).await {
             Ok(answering) => return Ok(answering),
             Err(Ended::Final(failure)) => return Err(failure),
             Err(Ended::Again { failure, sent }) => (last, pays) = (failure, sent),
@@ -198,7 +209,13 @@ pub(crate) async fn dispatch(
     Err(last)
 }
 
-async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Meter) -> Result<Answering, Ended> {
+async fn attempt(
+    client: &Client,
+    call: &Call<'_>,
+    lease: Lease,
+    number: u32,
+    meter: &mut Meter,
+) -> Result<Answering, Ended> {
     let id = lease.id.clone();
     let again = |failure, sent| Err(Ended::Again { failure, sent });
     let until = call.total.min(Instant::now() + call.first_byte);
@@ -217,7 +234,10 @@ async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Met
             }
             tracing::warn!(replica = %id, request = %meter.request_id(), %error, "the replica gave no answer");
             meter.attempt_ended(&id, "broken");
-            lease.failed("it gave no answer");
+            // One that cannot be reached is back as soon as its health check says so.
+            if reached {
+                lease.failed("it gave no answer");
+            }
             return again(Failure::Broken, reached);
         }
         Ok(Ok(response)) => response,
@@ -257,7 +277,8 @@ async fn attempt(client: &Client, call: &Call<'_>, lease: Lease, meter: &mut Met
             meter.attempt_ended(&id, "failed");
             if status == StatusCode::SERVICE_UNAVAILABLE {
                 lease.overloaded();
-            } else {
+            } else if number == 0 {
+                // A request that fails everywhere is no sign of bad replicas: it counts at one.
                 lease.failed("it answers with an error");
             }
             again(read_error(response).await.map_or(Failure::Broken, Failure::Error), true)

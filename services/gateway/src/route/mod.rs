@@ -68,6 +68,7 @@ pub(crate) struct Pool {
     memory: Memory,
     budget: Budget,
     turn: AtomicU64,
+    created: AtomicU64,
     renewed: Notify,
 }
 
@@ -83,6 +84,7 @@ impl Pool {
             replicas: Mutex::default(),
             table: ArcSwap::default(),
             turn: AtomicU64::new(0),
+            created: AtomicU64::new(0),
             renewed: Notify::new(),
         }
     }
@@ -106,7 +108,7 @@ impl Pool {
     }
 
     fn create(&self, id: &ReplicaId, document: &ReplicaDocument) -> Option<Arc<Replica>> {
-        let number = self.turn.fetch_add(1, Ordering::Relaxed) % u64::from(Number::MAX);
+        let number = self.created.fetch_add(1, Ordering::Relaxed) % u64::from(Number::MAX);
         let number = Number::try_from(number).unwrap_or(0) + 1;
         let gauges = self.metrics.of(id.as_str());
         let created = Replica::new(id, document, number, gauges, Arc::clone(&self.shared));

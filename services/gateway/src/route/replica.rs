@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use http::uri::{Authority, Scheme, Uri};
-use ledger::control::{Replica as Document, ReplicaKind};
+use ledger::control::{Replica as Document, ReplicaKind, ServiceTier};
 use ledger::ids::ReplicaId;
 use tokio::sync::Notify;
 
@@ -146,6 +146,12 @@ impl Replica {
     pub(super) fn prefill(&self, now: u64) -> (u64, f64) {
         let rate = self.prefill.rate(&self.shared.settings);
         (self.prefill.unread(rate, now), rate)
+    }
+
+    /// What it is told of how soon a request of this band is to be served, if it is to be told.
+    pub(crate) fn priority(&self, tier: ServiceTier) -> Option<u8> {
+        let told = self.shared.settings.send_priority && self.kind == ReplicaKind::Vllm;
+        told.then_some(u8::from(tier == ServiceTier::Flex))
     }
 
     /// Notes whether it answers. Said in the log once per change.

@@ -1,7 +1,10 @@
 //! Picks by what control says: pools, versions, adapters, plans, health, room.
 
 use super::*;
-use ledger::control::{Canary, Document, Kind, Model, Plan, Pool as PoolDocument, Replica as ReplicaDocument, Write};
+use ledger::control::{
+    Canary, Document, Kind, Model, Plan, Pool as PoolDocument, Replica as ReplicaDocument, ReplicaKind, ServiceTier,
+    Write,
+};
 use ledger::ids::GpuClass;
 use runtime::Metrics;
 use uuid::Uuid;
@@ -311,6 +314,19 @@ fn a_new_replica_is_asked_once_it_was_seen_to_be_up_or_when_there_is_no_other() 
     assert!(matches!(world.pick("llama", "p", 1, "", &[]), Picked::Saturated));
     world.all_up();
     assert_eq!(world.lease("llama", "p").id.as_str(), "b");
+}
+
+#[test]
+fn vllm_is_told_the_band_if_that_was_set() {
+    let bands = [ServiceTier::Priority, ServiceTier::Default, ServiceTier::Flex];
+    let mut world = World::with(Routing { send_priority: true, ..Routing::default() });
+    world.replica("a", |_| {});
+    assert_eq!(bands.map(|band| world.lease("llama", "p").priority(band)), [Some(0), Some(0), Some(1)]);
+    world.replica("a", |replica| replica.kind = ReplicaKind::Sglang);
+    assert_eq!(world.lease("llama", "p").priority(ServiceTier::Flex), None);
+    let mut world = World::new();
+    world.replica("a", |_| {});
+    assert_eq!(world.lease("llama", "p").priority(ServiceTier::Flex), None);
 }
 
 #[test]

@@ -154,7 +154,7 @@ pub struct Plan {
     /// Its tenants' share of what their band gets, against tenants of other plans in it; absent for 1.
     #[serde(default, skip_serializing_if = "is_default")]
     pub weight: Option<u32>,
-    /// Pools that its requests go to, the first that has room; absent for all that are shared.
+    /// Pools that its requests go to, the first that has room; absent for those that are kept for it, then all shared ones.
     #[serde(default, skip_serializing_if = "is_default")]
     pub pools: Option<Vec<PoolId>>,
 }
@@ -234,7 +234,8 @@ pub struct Model {
     /// Other names that clients may use. Usage is booked under the model's own.
     #[serde(default, skip_serializing_if = "is_default")]
     pub aliases: Vec<ModelId>,
-    /// The model that this one is an adapter (LoRA) of: that one's replicas answer, under this one's `served_name`.
+    /// The model that this one is an adapter (LoRA) of: the replicas of that one's `version` answer, under this one's
+    /// `served_name`. They have it loaded already: nothing here loads it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub base: Option<ModelId>,
     /// The class of GPU that it needs: only replicas in pools of this class get its requests.

@@ -277,6 +277,20 @@ impl System {
         assert!(status.success(), "{} ended with {status}\n{}", role.name(), tail(&self.log(role)));
     }
 
+    /// SIGTERM, and again while it drains: it ends at once. Gives the exit code.
+    pub async fn stop_at_once(&mut self, role: Role) -> Option<i32> {
+        self.signal(role, libc::SIGTERM);
+        let (client, url) = (self.client.clone(), self.url(role, "/readyz"));
+        until(&format!("{} to drain", role.name()), STOP, async || match client.get(&url, None).await {
+            Ok(answer) if answer.status.is_success() => Err(()),
+            _ => Ok(()),
+        })
+        .await;
+        self.signal(role, libc::SIGTERM);
+        let mut child = self.roles.remove(&role).expect("a role that runs");
+        until(&format!("{} to stop", role.name()), STOP, async || child.try_wait().unwrap().ok_or(())).await.code()
+    }
+
     /// SIGSTOP: it does nothing any more, and does not know.
     pub fn pause(&self, role: Role) {
         self.signal(role, libc::SIGSTOP);

@@ -5,4 +5,5 @@ mod adds_up;
 mod clients;
 mod faults;
 mod limits;
+mod operations;
 mod refusals;

@@ -13,12 +13,13 @@ help:
 	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
 	@echo 'make bench-gateway  measures it beside nginx, LiteLLM and vllm-router'
 	@echo 'make fuzz    runs each fuzz target for a minute, or FUZZ_SECONDS'
-	@echo 'make setup   checks this machine and fetches Kafka and the ClickHouse engine into .tools'
+	@echo 'make setup   checks this machine and fetches Kafka, the ClickHouse engine and Redis into .tools'
 
 setup:
 	@deploy/local/tools.sh
 	@deploy/local/kafka.sh
 	@deploy/local/clickhouse.sh
+	@deploy/local/redis.sh
 
 # cargo gives its place to the binary, so Ctrl-C reaches it alone. Options: make dev ARGS='--gateway-port 9080'
 dev: setup

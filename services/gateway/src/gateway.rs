@@ -123,7 +123,7 @@ impl Gateway {
         let pool = Arc::new(Pool::new(settings.routing.clone(), RouteMetrics::new(&metrics)?));
         let queue = Queue::new(settings.queue.clone(), &settings.overload, Arc::clone(&pool), &metrics)?;
         let queue = Arc::new(queue);
-        let limits = Limits::new(spool.clone(), &metrics)?;
+        let limits = Limits::new(spool.clone(), &metrics, &settings)?;
         let metrics = GatewayMetrics::new(&metrics, settings.telemetry.max_label_values)?;
         pool.take(&control.load().state);
         let policy = ArcSwap::from_pointee(Policy::of(&control.load().state));
@@ -153,6 +153,7 @@ impl Gateway {
         let (gateway, shutdown) = (self.clone(), tasks.shutdown().clone());
         let settings = &self.0.settings;
         let drain = settings.drain();
+        self.0.limits.follow(tasks, drain);
         tasks.spawn("policy", drain, async move { gateway.follow_control(shutdown).await });
         let (pool, client, shutdown) = (Arc::clone(&self.0.pool), self.1.clone(), tasks.shutdown().clone());
         let (interval, timeout) = (settings.health_interval, settings.health_timeout);
@@ -308,7 +309,7 @@ impl Gateway {
         }
         let now = self.now();
         let names = if ask.endpoint.errors == ErrorShape::Anthropic { Names::Anthropic } else { Names::OpenAi };
-        let (standing, room) = inner.limits.reserve(&caller, &model.id, &ask, settings, now);
+        let (standing, room) = inner.limits.reserve(&caller, &model.id, &ask, settings).await;
         let Room { reservation, max_tokens } = match room {
             Ok(room) => room,
             Err(refusal) => {

@@ -29,7 +29,7 @@ pub use gateway::{BuildError, Gateway, Parts};
 pub use run::{Error, RunSettings, run};
 pub use settings::{
     AccessLog, CorsSettings, Deadlines, Ejection, FloorPercent, Guard, JwtSettings, LimitSettings, Manners, Overload,
-    QueueSettings, Routing, RoutingPolicy, Settings, Telemetry, UpstreamKey, UpstreamSettings,
+    QueueSettings, RedisSettings, Routing, RoutingPolicy, Settings, Telemetry, UpstreamKey, UpstreamSettings,
 };
 
 /// The body of an answer.

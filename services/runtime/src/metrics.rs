@@ -62,6 +62,10 @@ names! {
     GatewayKeepalives = "tollgate_gateway_keepalives_total", "Signs of life that were sent to clients of silent streams.";
     GatewayReservedTokens = "tollgate_gateway_reserved_tokens", "Tokens held by open reservations.";
     GatewayLimited = "tollgate_gateway_limited_total", "Requests that a limit refused, by the limit and its level.";
+    GatewayLimitsTogether = "tollgate_gateway_limits_together", "1 while limits are kept together with other gateways, in Redis; 0 while this gateway keeps to its share.";
+    GatewayLimitsApart = "tollgate_gateway_limits_apart_total", "Requests that this gateway's share of their limits decided, since Redis gave no answer.";
+    GatewayRedisTake = "tollgate_gateway_redis_take_seconds", "Time in which Redis answered whether limits have room for a request.";
+    GatewayRedisFailures = "tollgate_gateway_redis_failures_total", "Times that keeping limits together ended, by reason.";
     GatewayOverQuota = "tollgate_gateway_over_quota_total", "Requests served although the tokens of the tenant's period are used up.";
     GatewayTokenKeysErrors = "tollgate_gateway_token_keys_errors_total", "Keys of an issuer of tokens that could not be read, by issuer. Those known before are used on.";
     // control state, in every role that reads it

@@ -6,6 +6,7 @@ mod limits;
 mod manners;
 mod overload;
 mod queue;
+mod redis;
 mod routing;
 mod telemetry;
 mod upstream;
@@ -23,6 +24,7 @@ pub use limits::LimitSettings;
 pub use manners::Manners;
 pub use overload::Overload;
 pub use queue::{FloorPercent, QueueSettings};
+pub use redis::RedisSettings;
 pub use routing::{Ejection, Guard, Routing, RoutingPolicy};
 pub use telemetry::{AccessLog, Telemetry};
 pub use upstream::{UpstreamKey, UpstreamSettings};
@@ -92,6 +94,8 @@ pub struct Settings {
     pub manners: Manners,
     /// What is said of each request, and how finely it is measured.
     pub telemetry: Telemetry,
+    /// Where limits are kept together with other gateways; absent, each gateway keeps them by itself.
+    pub redis: Option<RedisSettings>,
 }
 
 /// `[gateway.deadlines]`.
@@ -147,6 +151,7 @@ impl Default for Settings {
             limits: LimitSettings::default(),
             manners: Manners::default(),
             telemetry: Telemetry::default(),
+            redis: None,
         }
     }
 }
@@ -213,10 +218,10 @@ impl Settings {
             self.routing.validate(),
             self.queue.validate(self.max_body_bytes),
             self.overload.validate(self.max_body_bytes),
+            self.limits.validate(),
+            self.redis.as_ref().map(RedisSettings::validate).unwrap_or_default(),
         ];
         wrong.extend(parts.concat().into_iter().map(|said| format!("gateway.{said}")));
-        wrong.extend(self.routing.validate().into_iter().map(|said| format!("gateway.{said}")));
-        wrong.extend(self.limits.validate().into_iter().map(|said| format!("gateway.{said}")));
         wrong.extend(self.validate_access());
         wrong
     }

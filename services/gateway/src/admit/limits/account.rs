@@ -1,9 +1,11 @@
 //! What one tenant may still use here: its period's quota, its limits by level, and what open requests hold of all.
 
 use ledger::control::{Plan, WhenPeriodUsed};
+use ledger::ids::TenantId;
 use ledger::quota::{QuotaAccount, QuotaError};
 use ledger::time::{Micros, Period, Slot};
 
+use super::allowance::Keeper;
 use super::levels::Levels;
 use super::usual::Usual;
 
@@ -20,8 +22,9 @@ pub(crate) struct Balance {
 const PERIODS: usize = 4;
 
 /// See the module. Pure: told the time, and what was spent here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Account {
+    pub tenant: TenantId,
     quota: QuotaAccount,
     pub levels: Levels,
     pub usual: Usual,
@@ -35,6 +38,12 @@ pub(crate) fn hard_quota(plan: &Plan) -> Option<u64> {
 }
 
 impl Account {
+    /// Nothing is known yet.
+    pub(crate) fn new(tenant: TenantId, keeper: Keeper) -> Self {
+        let (quota, usual) = (QuotaAccount::default(), Usual::default());
+        Self { tenant, quota, levels: Levels::new(keeper), usual, balances: Vec::new(), period: None }
+    }
+
     /// The tenant's period at this moment. None when its dates are outside of the calendar.
     pub(crate) fn period(&mut self, zone: chrono_tz::Tz, now: Micros) -> Option<Period> {
         if let Some((period, of)) = self.period
@@ -106,6 +115,10 @@ mod tests {
 
     const MARCH: Micros = Micros(1_772_323_200_000_000);
 
+    fn account() -> Account {
+        Account::new("acme".parse().unwrap(), Keeper::Alone(1))
+    }
+
     fn plan(tokens_per_period: Option<u64>) -> Plan {
         Plan { name: "Free".into(), tokens_per_period, ..Plan::default() }
     }
@@ -113,7 +126,7 @@ mod tests {
     #[test]
     fn the_newest_balance_of_the_tenants_own_period_counts() {
         let plan = plan(Some(100));
-        let mut account = Account::default();
+        let mut account = account();
         let period = account.period(chrono_tz::Asia::Kathmandu, MARCH).unwrap();
         assert_ne!(Some(period), Period::month_of(MARCH, chrono_tz::UTC).ok());
         assert!(account.balance(Balance { period, as_of: 5, tokens: 90 }));
@@ -131,7 +144,7 @@ mod tests {
     #[test]
     fn a_soft_quota_refuses_nothing_and_says_when_it_is_used_up() {
         let plan = Plan { when_period_used: WhenPeriodUsed::Serve, ..plan(Some(100)) };
-        let mut account = Account::default();
+        let mut account = account();
         assert_eq!(account.hold(&plan, None, 99, 5_000), Ok(false));
         assert_eq!(account.left(&plan, None, 99), u64::MAX);
         assert_eq!(account.hold(&plan, None, 100, 5_000), Ok(true));
@@ -142,7 +155,7 @@ mod tests {
         #[test]
         fn the_limit_of_the_period_holds(limit in 1u64..2000, steps in prop::collection::vec((0usize..4, 1u64..300, 0u64..100), 0..80)) {
             let plan = plan(Some(limit));
-            let mut account = Account::default();
+            let mut account = account();
             let period = Period::month_of(MARCH, chrono_tz::UTC).unwrap();
             // (held, still to be used of it)
             let mut open: Vec<(u64, u64)> = Vec::new();

@@ -3,13 +3,14 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use ledger::control::Limits;
 use ledger::ids::{ApiKeyId, ProjectId};
 use ledger::rate_limit::{MinuteLimit, RateLimited};
 use ledger::time::Micros;
 
-use super::allowance::{Allowance, Taken};
+use super::allowance::{Allowance, Change, Keeper, Member, State, Taken, refused};
 
 /// Whose limit it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,15 @@ impl Caps<'_> {
         [self.plan, self.project.1, self.key.1]
     }
 
+    /// The same caller with these limits, where there are any.
+    fn with(self, [plan, project, key]: [Option<Limits>; 3]) -> Self {
+        Self {
+            plan: plan.unwrap_or(self.plan),
+            project: (self.project.0, project.unwrap_or(self.project.1)),
+            key: (self.key.0, key.unwrap_or(self.key.1)),
+        }
+    }
+
     /// The lowest limit of tokens per minute.
     pub(crate) fn tokens_per_minute(&self) -> Option<u64> {
         self.limits().iter().filter_map(|limits| limits.tokens_per_minute).min()
@@ -94,14 +104,30 @@ pub(crate) struct Standing {
     pub over_quota: bool,
 }
 
+/// A level, among those of its tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Place {
+    Plan,
+    Project(ProjectId),
+    Key(ApiKeyId),
+}
+
+impl Place {
+    fn of(level: Level, caps: &Caps<'_>) -> Self {
+        match level {
+            Level::Plan => Self::Plan,
+            Level::Project => Self::Project(caps.project.0.clone()),
+            Level::Key => Self::Key(caps.key.0),
+        }
+    }
+}
+
 /// What a request holds of all levels. Given back to [`Levels::close`], once.
 #[derive(Debug)]
 pub(crate) struct Hold {
     /// Tokens, of each level that limits them.
     tokens: u64,
-    plan: Taken,
-    project: Option<(ProjectId, Taken)>,
-    key: Option<(ApiKeyId, Taken)>,
+    of: [Option<(Place, Taken)>; 3],
 }
 
 impl Hold {
@@ -111,48 +137,144 @@ impl Hold {
     }
 }
 
+/// What a request asks of all gateways together.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    /// Who asks.
+    pub member: Arc<Member>,
+    pub tokens: u64,
+    /// The levels that limit it, in the order of [`Level::ALL`].
+    pub levels: [Option<(Place, Limits)>; 3],
+}
+
+impl Claim {
+    /// Why it was refused.
+    pub(crate) fn refused(&self, states: &[State; 3], now: Micros) -> Limited {
+        let all = Level::ALL.into_iter().zip(&self.levels).zip(states);
+        let found =
+            all.filter_map(|((level, asked), state)| refused(level, asked.as_ref()?.1, *state, self.tokens, now));
+        // Both sides reckon alike; if they ever should not, the client comes again.
+        let soon = RateLimited::Wait { limit: 0, asked: 1, wait_micros: 1_000_000 };
+        found.max_by_key(Limited::weight).unwrap_or(Limited::Requests(Level::Plan, soon))
+    }
+}
+
+/// What is to be told of a level to those that keep it together.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub place: Place,
+    pub limits: Limits,
+    pub change: Change,
+}
+
 /// All levels of one tenant.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Levels {
-    plan: Allowance,
-    projects: Few<ProjectId>,
-    keys: Few<ApiKeyId>,
+    all: All,
+    keeper: Keeper,
+    told: Vec<Told>,
 }
 
 impl Levels {
+    pub(crate) fn new(keeper: Keeper) -> Self {
+        let all = All { plan: Allowance::new(&keeper), projects: Few::default(), keys: Few::default() };
+        Self { all, keeper, told: Vec::new() }
+    }
+
     /// Takes a request and `tokens` from every level that limits the caller, or from none; then says why not.
     pub(crate) fn take(&mut self, caps: &Caps<'_>, tokens: u64, now: Micros) -> Result<Hold, Limited> {
-        let mut levels = self.of(caps, now);
+        let mut levels = self.all.of(caps, &self.keeper, &mut self.told, now);
         let all = Level::ALL.into_iter().zip(&mut levels);
         let found = all.filter_map(|(level, allowance)| allowance.as_mut()?.check(level, tokens, now));
         if let Some(limited) = found.max_by_key(Limited::weight) {
             return Err(limited);
         }
-        let [plan, project, key] = levels.map(|allowance| allowance.map(|allowance| allowance.take(tokens, now)));
-        Ok(Hold {
-            tokens,
-            plan: plan.unwrap_or_default(),
-            project: project.map(|taken| (caps.project.0.clone(), taken)),
-            key: key.map(|taken| (caps.key.0, taken)),
-        })
+        let mut hold = Hold { tokens, of: [None, None, None] };
+        for ((level, allowance), held) in Level::ALL.into_iter().zip(levels).zip(&mut hold.of) {
+            let Some(allowance) = allowance else { continue };
+            let (taken, change) = allowance.take(tokens, now);
+            let place = Place::of(level, caps);
+            tell(&mut self.told, &place, allowance, change);
+            *held = Some((place, taken));
+        }
+        Ok(hold)
+    }
+
+    /// What is to be asked of all gateways together; nothing where they do not keep it, or where nothing is limited.
+    pub(crate) fn claim(&mut self, caps: &Caps<'_>, tokens: u64) -> Option<Claim> {
+        let Keeper::Together(member) = &self.keeper else { return None };
+        let limits = caps.limits();
+        if limits.iter().all(|limits| *limits == Limits::default()) {
+            return None;
+        }
+        let levels = Level::ALL.map(|level| {
+            let limits = limits[level as usize];
+            (limits != Limits::default()).then(|| (Place::of(level, caps), limits))
+        });
+        Some(Claim { member: Arc::clone(member), tokens, levels })
+    }
+
+    /// Holds what was granted together. None if this gateway is no longer who it was when it asked: then it is not held.
+    pub(crate) fn granted(&mut self, caps: &Caps<'_>, claim: &Claim, states: &[State; 3], now: Micros) -> Option<Hold> {
+        if !self.is(&claim.member) {
+            return None;
+        }
+        // What it was granted of is there, even if control has taken the limit away meanwhile.
+        let asked = claim.levels.each_ref().map(|level| level.as_ref().map(|(_, limits)| *limits));
+        self.all.of(&caps.with(asked), &self.keeper, &mut self.told, now);
+        let levels = self.all.of(caps, &self.keeper, &mut self.told, now);
+        let mut hold = Hold { tokens: claim.tokens, of: [None, None, None] };
+        for ((level, allowance), held) in Level::ALL.into_iter().zip(levels).zip(&mut hold.of) {
+            let Some(allowance) = allowance else { continue };
+            let (taken, change) = match &claim.levels[level as usize] {
+                Some((_, limits)) => allowance.granted(*limits, states[level as usize], now),
+                None => allowance.take(claim.tokens, now),
+            };
+            let place = Place::of(level, caps);
+            tell(&mut self.told, &place, allowance, change);
+            *held = Some((place, taken));
+        }
+        Some(hold)
+    }
+
+    /// Notes how the levels of a claim that was refused stand.
+    pub(crate) fn heard(&mut self, claim: &Claim, states: &[State; 3], now: Micros) {
+        if !self.is(&claim.member) {
+            return;
+        }
+        for ((place, limits), state) in
+            claim.levels.iter().zip(states).filter_map(|(asked, state)| Some((asked.as_ref()?, state)))
+        {
+            if let Some(allowance) = self.all.at(place) {
+                allowance.heard(*limits, *state, now);
+            }
+        }
     }
 
     /// From now on the request holds `tokens`: what it used so far, or what it used in all.
     pub(crate) fn correct(&mut self, hold: &mut Hold, tokens: u64, now: Micros) {
         let from = std::mem::replace(&mut hold.tokens, tokens);
-        self.each(hold, |allowance, taken| allowance.correct(taken, from, tokens, now));
+        for (place, taken) in hold.of.iter().flatten() {
+            let Some(allowance) = self.all.at(place) else { continue };
+            let change = allowance.correct(*taken, from, tokens, now);
+            tell(&mut self.told, place, allowance, change);
+        }
     }
 
     /// The request is over. Its tokens stay taken, [`Self::correct`] has made them what they were; if it does not count as
     /// a request, that is given back.
     pub(crate) fn close(&mut self, hold: Hold, counts: bool, now: Micros) {
-        self.each(&hold, |allowance, taken| allowance.close(taken, counts, now));
+        for (place, taken) in hold.of.iter().flatten() {
+            let Some(allowance) = self.all.at(place) else { continue };
+            let change = allowance.close(*taken, counts, now);
+            tell(&mut self.told, place, allowance, change);
+        }
     }
 
     /// Where the caller stands.
     pub(crate) fn standing(&mut self, caps: &Caps<'_>, now: Micros) -> Standing {
         let mut standing = Standing::default();
-        for allowance in self.of(caps, now).into_iter().flatten() {
+        for allowance in self.all.of(caps, &self.keeper, &mut self.told, now).into_iter().flatten() {
             let tighten = |known: &mut Option<MinuteStanding>, bucket: Option<&mut MinuteLimit>| {
                 let Some(bucket) = bucket else { return };
                 let this = MinuteStanding::of(bucket, now);
@@ -164,26 +286,113 @@ impl Levels {
         standing
     }
 
-    /// The levels of this caller, with its limits as they are now. A project or key without limits has none.
-    fn of(&mut self, caps: &Caps<'_>, now: Micros) -> [Option<&mut Allowance>; 3] {
-        self.plan.follow(caps.plan, now);
-        let (project, limits) = caps.project;
-        let project = self.projects.of(project, limits, now);
-        let (key, limits) = caps.key;
-        [Some(&mut self.plan), project, self.keys.of(&key, limits, now)]
+    /// From now on `keeper` keeps the limits.
+    pub(crate) fn enter(&mut self, keeper: &Keeper, now: Micros) {
+        match (&self.keeper, keeper) {
+            (Keeper::Alone(before), Keeper::Alone(shares)) if before == shares => return,
+            (Keeper::Together(before), Keeper::Together(member)) if Arc::ptr_eq(before, member) => return,
+            (Keeper::Together(_), Keeper::Together(member)) => self.all.each(|_, one| one.part(member.gateways)),
+            _ => {}
+        }
+        self.keeper = keeper.clone();
+        self.told.clear();
+        match keeper {
+            Keeper::Alone(shares) => self.all.each(|_, allowance| allowance.part(*shares)),
+            Keeper::Together(member) => {
+                let told = &mut self.told;
+                self.all.each(|place, allowance| {
+                    let change = allowance.join(member.forgotten, now);
+                    tell(told, &place, allowance, change);
+                });
+            }
+        }
     }
 
-    fn each(&mut self, hold: &Hold, mut change: impl FnMut(&mut Allowance, Taken)) {
-        change(&mut self.plan, hold.plan);
-        if let Some((project, taken)) = &hold.project
-            && let Some(allowance) = self.projects.0.get_mut(project)
-        {
-            change(allowance, *taken);
+    fn is(&self, member: &Arc<Member>) -> bool {
+        matches!(&self.keeper, Keeper::Together(now) if Arc::ptr_eq(now, member))
+    }
+
+    /// What is to be told to those that keep the limits together, and by whom.
+    pub(crate) fn told(&mut self) -> Option<(Arc<Member>, Vec<Told>)> {
+        let Keeper::Together(member) = &self.keeper else { return None };
+        (!self.told.is_empty()).then(|| (Arc::clone(member), std::mem::take(&mut self.told)))
+    }
+
+    /// Requests that are open at a level.
+    #[cfg(test)]
+    pub(crate) fn open_at(&mut self, place: &Place) -> u64 {
+        self.all.at(place).map_or(0, |allowance| allowance.open())
+    }
+
+    /// Requests that are open.
+    pub(crate) fn open(&self) -> u64 {
+        self.all.plan.open()
+    }
+}
+
+fn tell(told: &mut Vec<Told>, place: &Place, allowance: &Allowance, change: Change) {
+    if change == Change::default() {
+        return;
+    }
+    match told.iter_mut().find(|told| told.place == *place) {
+        Some(Told { change: known, .. }) => {
+            known.requests = known.requests.saturating_add(change.requests);
+            known.tokens = known.tokens.saturating_add(change.tokens);
+            known.open += change.open;
         }
-        if let Some((key, taken)) = &hold.key
-            && let Some(allowance) = self.keys.0.get_mut(key)
-        {
-            change(allowance, *taken);
+        None => told.push(Told { place: place.clone(), limits: allowance.limits(), change }),
+    }
+}
+
+/// The allowances of one tenant.
+#[derive(Debug)]
+struct All {
+    plan: Allowance,
+    projects: Few<ProjectId>,
+    keys: Few<ApiKeyId>,
+}
+
+impl All {
+    /// The levels of this caller, with its limits as they are now. A project or key without limits has none.
+    fn of(
+        &mut self,
+        caps: &Caps<'_>,
+        keeper: &Keeper,
+        told: &mut Vec<Told>,
+        now: Micros,
+    ) -> [Option<&mut Allowance>; 3] {
+        let (project, project_limits) = caps.project;
+        let (key, key_limits) = caps.key;
+        let mut levels = [
+            Some((&mut self.plan, caps.plan)),
+            self.projects.of(project, project_limits, keeper, now).map(|allowance| (allowance, project_limits)),
+            self.keys.of(&key, key_limits, keeper, now).map(|allowance| (allowance, key_limits)),
+        ];
+        for (level, one) in Level::ALL.into_iter().zip(&mut levels) {
+            let Some((allowance, limits)) = one else { continue };
+            let change = allowance.follow(*limits, now);
+            if change != Change::default() {
+                tell(told, &Place::of(level, caps), allowance, change);
+            }
+        }
+        levels.map(|one| one.map(|(allowance, _)| allowance))
+    }
+
+    fn at(&mut self, place: &Place) -> Option<&mut Allowance> {
+        match place {
+            Place::Plan => Some(&mut self.plan),
+            Place::Project(project) => self.projects.0.get_mut(project),
+            Place::Key(key) => self.keys.0.get_mut(key),
+        }
+    }
+
+    fn each(&mut self, mut change: impl FnMut(Place, &mut Allowance)) {
+        change(Place::Plan, &mut self.plan);
+        for (project, allowance) in &mut self.projects.0 {
+            change(Place::Project(project.clone()), allowance);
+        }
+        for (key, allowance) in &mut self.keys.0 {
+            change(Place::Key(*key), allowance);
         }
     }
 }
@@ -199,7 +408,7 @@ impl<K> Default for Few<K> {
 }
 
 impl<K: Hash + Eq + Clone> Few<K> {
-    fn of(&mut self, id: &K, limits: Limits, now: Micros) -> Option<&mut Allowance> {
+    fn of(&mut self, id: &K, limits: Limits, keeper: &Keeper, now: Micros) -> Option<&mut Allowance> {
         if !self.0.contains_key(id) {
             if limits == Limits::default() {
                 return None;
@@ -207,11 +416,9 @@ impl<K: Hash + Eq + Clone> Few<K> {
             if self.0.len() == self.0.capacity() {
                 self.0.retain(|_, allowance| !allowance.is_idle(now));
             }
-            self.0.insert(id.clone(), Allowance::default());
+            self.0.insert(id.clone(), Allowance::new(keeper));
         }
-        let allowance = self.0.get_mut(id)?;
-        allowance.follow(limits, now);
-        Some(allowance)
+        self.0.get_mut(id)
     }
 }
 

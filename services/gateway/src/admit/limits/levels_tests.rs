@@ -22,7 +22,7 @@ fn the_refusal_names_the_limit_that_takes_longest_to_have_room() {
         project: (&project, limits(None, Some(300), Some(2))),
         key: (key(1), limits(Some(1), None, None)),
     };
-    let mut levels = Levels::default();
+    let mut levels = Levels::new(Keeper::Alone(1));
     let first = levels.take(&caps, 250, NOW).unwrap();
     let wait = |limit, asked, wait_micros| RateLimited::Wait { limit, asked, wait_micros };
     let refused = levels.take(&caps, 100, NOW).unwrap_err();
@@ -45,7 +45,7 @@ fn the_refusal_names_the_limit_that_takes_longest_to_have_room() {
 #[test]
 fn keys_whose_limits_went_are_forgotten_when_nothing_is_left_to_know() {
     let project = "search".parse().unwrap();
-    let mut levels = Levels::default();
+    let mut levels = Levels::new(Keeper::Alone(1));
     for at in 0..10_000 {
         let caps =
             |limits| Caps { plan: Limits::default(), project: (&project, Limits::default()), key: (key(at), limits) };
@@ -53,11 +53,11 @@ fn keys_whose_limits_went_are_forgotten_when_nothing_is_left_to_know() {
         levels.close(hold, true, Micros(NOW.0 + 120_000_000 * at as i64));
         assert!(levels.take(&caps(limits(None, None, None)), 50, NOW).is_ok());
     }
-    assert!(levels.keys.0.len() <= 10_000);
+    assert!(levels.all.keys.0.len() <= 10_000);
     let unlimited =
         Caps { plan: Limits::default(), project: (&project, Limits::default()), key: (key(70_000), Limits::default()) };
     levels.take(&unlimited, 1, NOW).unwrap();
-    assert!(!levels.keys.0.contains_key(&key(70_000)));
+    assert!(!levels.all.keys.0.contains_key(&key(70_000)));
 }
 
 /// A step of the property below: which caller, and what happens.
@@ -105,7 +105,7 @@ proptest! {
         let projects: [ProjectId; 2] = ["a".parse().unwrap(), "b".parse().unwrap()];
         // The plan, two projects, four keys: the even ones in the first project.
         let (mut control, mut book) = ([Limits::default(); 7], [Book::default(); 7]);
-        let (mut levels, mut open): (Levels, Vec<Open>) = (Levels::default(), Vec::new());
+        let (mut levels, mut open): (Levels, Vec<Open>) = (Levels::new(Keeper::Alone(1)), Vec::new());
         let places = |at: usize| [0, 1 + at % 2, 3 + at];
         for step in steps {
             match step {
@@ -123,7 +123,7 @@ proptest! {
                     // Tokens that are not asked for fit a bucket in debt no better than others, so "fits" is exact.
                     prop_assert_eq!(taken.is_ok(), fits, "{:?} {:?}", taken, book);
                     let Ok(hold) = taken else { continue };
-                    let there = [true, hold.project.is_some(), hold.key.is_some()];
+                    let there = [true, hold.of[1].is_some(), hold.of[2].is_some()];
                     let mut of = Vec::new();
                     for (place, _) in places(at).into_iter().zip(there).filter(|(_, there)| *there) {
                         let (limits, book) = (control[place], &mut book[place]);
@@ -155,12 +155,12 @@ proptest! {
                 _ => {}
             }
             let mut all = [None; 7];
-            all[0] = Some(&levels.plan);
+            all[0] = Some(&levels.all.plan);
             for (at, project) in projects.iter().enumerate() {
-                all[1 + at] = levels.projects.0.get(project);
+                all[1 + at] = levels.all.projects.0.get(project);
             }
             for at in 0..4 {
-                all[3 + at] = levels.keys.0.get(&key(at));
+                all[3 + at] = levels.all.keys.0.get(&key(at));
             }
             for (book, allowance) in book.iter().zip(all) {
                 let Some(allowance) = allowance else { continue };

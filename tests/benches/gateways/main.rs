@@ -96,6 +96,7 @@ async fn measure(contenders: &[Contender], kind: Kind, options: &Options) -> Mea
 async fn system() -> System {
     let mut system = System::parts(0).await;
     system.set("SPOOL__SLOTS", "16384");
+    system.set("GATEWAY__THREADS", "1");
     system.migrate();
     for role in [Role::Fold, Role::Billing, Role::Gateway] {
         system.start_role(role).await;

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::said::{Choice, Malformed, Place, Said, code_of, usage};
+use super::said::{Choice, Malformed, Place, Said, code_of, usage, usage_spans};
 use crate::object::{Member, members};
 
 #[derive(Deserialize)]
@@ -22,13 +22,11 @@ struct RawChoice<'a> {
 
 /// Reads a chunk, or a whole answer: they are alike.
 pub(crate) fn read(json: &str) -> Result<Said, Malformed> {
-    let mut said = Said::default();
-    for member in members(json).map_err(|_| Malformed)? {
+    let found = members(json).map_err(|_| Malformed)?;
+    let mut said = Said { shown_usage: usage_spans(&found), ..Said::default() };
+    for member in found {
         match member.key.as_ref() {
-            "usage" => {
-                said.shows_usage = true;
-                said.usage = usage(member.value);
-            }
+            "usage" => said.usage = usage(member.value),
             "choices" if !member.is_null() => {
                 let choices: Vec<RawChoice<'_>> = serde_json::from_str(member.value).map_err(|_| Malformed)?;
                 said.choices = choices.iter().map(choice).collect();

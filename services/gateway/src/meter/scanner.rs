@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::counts::{Counts, Totals};
 use super::events::{Data, Events, data_of};
-use super::said::{Malformed, Part, Place, Said, Usage, without_usage};
+use super::said::{Malformed, Part, Place, Said, Usage};
 use crate::admit::request::{Ask, Wants};
 use crate::endpoint::{Endpoint, Wire};
 
@@ -100,10 +100,14 @@ impl Scanner {
             Place::Within => {
                 // Never seen, but if something follows the last word, the order stays.
                 out.extend_from_slice(&self.held.split());
-                match place.filter(|_| said.shows_usage && !self.wants.each) {
-                    Some(place) => out.extend_from_slice(&without_usage(&event, place)),
-                    None => out.extend_from_slice(&event),
+                let mut from = 0;
+                if let Some(place) = place.filter(|_| !self.wants.each) {
+                    for usage in &said.shown_usage {
+                        out.extend_from_slice(event.get(from..place.start + usage.start).unwrap_or_default());
+                        from = place.start + usage.end;
+                    }
                 }
+                out.extend_from_slice(event.get(from..).unwrap_or_default());
             }
             Place::Last if wire == Wire::Chunks && !self.wants.sum => {}
             Place::Last | Place::End => self.held.extend_from_slice(&event),

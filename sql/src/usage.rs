@@ -16,6 +16,7 @@ use crate::wire::{WireUuid, counts};
 const USAGE: &str = include_str!("../queries/usage.sql");
 const RATING: &str = include_str!("../queries/rating.sql");
 const PARTITION_TOTALS: &str = include_str!("../queries/partition_totals.sql");
+const LAST_USED: &str = include_str!("../queries/last_used.sql");
 /// How often the totals of a partition are read while another process folds it.
 const TRIES: u32 = 5;
 
@@ -169,6 +170,12 @@ struct TotalRow {
     request_count: u64,
 }
 
+#[derive(Row, Deserialize)]
+struct LastUsedRow {
+    api_key_id: WireUuid,
+    last_slot: i64,
+}
+
 /// Reads an id that a table holds.
 pub(crate) fn id<T>(what: &str, text: &str) -> Result<T, QueryError>
 where
@@ -237,6 +244,15 @@ impl ClickHouse {
             })
         };
         rows.into_iter().map(line).collect()
+    }
+
+    /// The last slot in which each of a tenant's keys was used. A key that never was is not there.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn last_used(&self, tenant: &TenantId) -> Result<Vec<(ApiKeyId, Slot)>, QueryError> {
+        let rows = fetch::<LastUsedRow>(self.sums(LAST_USED).param("tenant", tenant.as_str())).await?;
+        Ok(rows.into_iter().map(|row| (ApiKeyId(row.api_key_id.0), Slot(row.last_slot))).collect())
     }
 
     /// What the balances of a partition of the tokens topic begin with: usage per tenant, model and slot from a slot on,

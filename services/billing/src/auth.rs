@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::extract::FromRequestParts;
 use axum::http::header;
 use axum::http::request::Parts;
-use ledger::control::{ApiKey, ControlState, Document};
+use ledger::control::{ApiKey, ControlState, Document, Scope};
 use ledger::ids::TenantId;
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 
 use crate::app::{App, Shared};
 use crate::problem::Problem;
@@ -57,18 +58,20 @@ pub(crate) enum Caller {
 }
 
 impl Caller {
-    /// Who holds this key.
+    /// Who holds this key. A tenant's must have the scope `usage`: all that it opens here is that.
     pub(crate) fn of(app: &App, key: &str) -> Result<Self, Problem> {
         // Hashes are compared, which tells nobody how much of a key was right.
         let hash = sha256(key);
-        if app.keys.admin.as_ref() == Some(&hash) {
+        let admin = app.keys.admin.as_ref();
+        if admin.is_some_and(|admin| bool::from(admin.as_bytes().ct_eq(hash.as_bytes()))) {
             return Ok(Self::Admin);
         }
         let control = app.control()?;
         let now = app.now();
         match app.keys.at(control.offset, &control.state).get(&hash) {
             Some(key) if !key.revoked && key.expires_at.is_none_or(|end| now < end) => {
-                Ok(Self::Tenant(key.tenant.clone()))
+                let may = key.scopes.as_ref().is_none_or(|scopes| scopes.contains(&Scope::Usage));
+                if may { Ok(Self::Tenant(key.tenant.clone())) } else { Err(Problem::insufficient_scope()) }
             }
             _ => Err(Problem::unauthorized()),
         }

@@ -72,6 +72,12 @@ impl Problem {
         Self::new(StatusCode::FORBIDDEN, "forbidden", "This key does not allow it", detail)
     }
 
+    /// 403: a valid key, for other things.
+    pub(crate) fn insufficient_scope() -> Self {
+        let detail = "this needs the scope `usage`, which the key does not have";
+        Self::new(StatusCode::FORBIDDEN, "insufficient_scope", "This key does not allow it", detail)
+    }
+
     /// 404.
     pub(crate) fn not_found(what: &str, id: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", "It is not there", format!("there is no {what} {id:?}"))

@@ -102,6 +102,7 @@ async fn every_sum_is_the_sum_of_its_rows_through_the_projection() {
         check_usage(&clickhouse, &rows).await;
         check_rating(&clickhouse, &rows).await;
         check_totals(&clickhouse, &rows).await;
+        check_last_used(&clickhouse, &rows).await;
     }
 }
 
@@ -139,6 +140,19 @@ async fn check_usage(clickhouse: &ClickHouse, rows: &[Recorded]) {
                 lines.into_iter().map(|l| ((l.span.unwrap(), l.model.unwrap()), (l.tokens, l.requests))).collect();
             assert_eq!(found, sums(rows.iter().filter(inside), |row| (of(row), row.1.model.clone())), "{span:?}");
         }
+    }
+}
+
+async fn check_last_used(clickhouse: &ClickHouse, rows: &[Recorded]) {
+    for tenant in ["acme", "demo", "zoo", "nobody"] {
+        let own = rows.iter().map(|(_, row)| row).filter(|row| row.tenant_id.as_str() == tenant);
+        let mut expected = BTreeMap::new();
+        for row in own {
+            let last = expected.entry(row.api_key_id).or_insert(Slot(i64::MIN));
+            *last = (*last).max(Slot::of(row.occurred_at));
+        }
+        let found = clickhouse.last_used(&tenant.parse().unwrap()).await.unwrap();
+        assert_eq!(found.into_iter().collect::<BTreeMap<_, _>>(), expected, "{tenant}");
     }
 }
 

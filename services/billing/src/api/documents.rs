@@ -205,7 +205,7 @@ pub(crate) struct ReplicaBody {
     /// The model that it serves.
     #[schema(value_type = String, example = "llama-3.1-8b")]
     model: ModelId,
-    /// Where it is: `http://host:port`, without a path.
+    /// Where it is: `http://host:port` or `https://host:port`, without a path.
     #[schema(example = "http://10.0.0.5:8000")]
     url: String,
     /// Which engine it is: `vllm` (by default), `sglang`, `tgi` or `openai_compatible`.
@@ -376,13 +376,13 @@ impl Resource for ReplicaBody {
     fn into_document(self) -> Result<Document, Problem> {
         let url: Option<axum::http::Uri> = self.url.parse().ok().filter(|_| self.url.len() <= URL_MAX);
         let usable = |url: &axum::http::Uri| {
-            url.scheme_str() == Some("http")
+            matches!(url.scheme_str(), Some("http" | "https"))
                 && url.authority().is_some_and(reachable)
                 && matches!(url.path(), "" | "/")
                 && url.query().is_none()
         };
         if !url.as_ref().is_some_and(usable) || self.url.contains('#') {
-            return Err(Problem::value("`url` must be http://host:port, without a path"));
+            return Err(Problem::value("`url` must be http://host:port or https://host:port, without a path"));
         }
         let url = self.url.trim_end_matches('/').to_owned();
         if self.max_concurrent_requests == Some(0) {
@@ -443,12 +443,13 @@ mod tests {
         assert!(
             matches!(replica("http://10.0.0.5:8000/"), Ok(Document::Replica(r)) if r.url == "http://10.0.0.5:8000")
         );
-        assert!(replica("http://[::1]:8000").is_ok() && replica("http://vllm").is_ok());
+        for good in ["http://[::1]:8000", "http://vllm", "https://vllm.example.com", "https://10.0.0.5:8443/"] {
+            assert!(replica(good).is_ok(), "{good}");
+        }
         for wrong in [
             "",
             "10.0.0.5:8000",
             "ftp://a:1",
-            "https://a:1",
             "http://a:1/v1",
             "http://a:1?x=1",
             "http://u:p@a:1",

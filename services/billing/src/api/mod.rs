@@ -47,6 +47,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(tenants::get, tenants::put, tenants::delete))
         .routes(routes!(keys::list, keys::make))
         .routes(routes!(keys::get, keys::put, keys::revoke))
+        .routes(routes!(keys::rotate))
         .routes(routes!(plans::list))
         .routes(routes!(plans::get, plans::put, plans::delete))
         .routes(routes!(prices::list))

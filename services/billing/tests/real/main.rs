@@ -21,6 +21,9 @@ use engine::Engine;
 use rows::Used;
 
 const ADMIN: &str = "tg_admin";
+/// The key of all rows.
+const USED_KEY: &str = "00000000-0000-0000-0000-00000000c000";
+const OTHER_KEY: &str = "00000000-0000-0000-0000-00000000c001";
 const SOON: Duration = Duration::from_secs(90);
 
 fn free_port() -> u16 {
@@ -125,6 +128,10 @@ async fn shop(role: &Role) {
         let body = json!({"name": tenant, "plan": "free", "currency": "USD", "time_zone": "Europe/Berlin"});
         role.put(&format!("tenants/{tenant}"), body).await;
     }
+    for key in [USED_KEY, OTHER_KEY] {
+        let hash: String = Sha256::digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        role.put(&format!("tenants/acme/keys/{key}"), json!({"project": "default", "sha256": hash})).await;
+    }
 }
 
 /// The value that the page shows under an id.
@@ -179,6 +186,13 @@ async fn every_figure_is_that_of_the_rows_and_the_page_shows_what_the_api_gives(
 }
 
 async fn figures(role: &Role) {
+    let used = role.get(&format!("tenants/acme/keys/{USED_KEY}")).await["last_used_at"].clone();
+    let quarter = used.as_str().unwrap().parse::<chrono::DateTime<chrono::Utc>>().unwrap().timestamp();
+    let age = runtime::Clock::now(&runtime::SystemClock) / 1_000_000 - quarter;
+    assert!(quarter % 900 == 0 && (0..=1_800).contains(&age), "{used}");
+    let keys = role.get("tenants/acme/keys").await;
+    let said: Vec<_> = keys["data"].as_array().unwrap().iter().map(|key| key["last_used_at"].clone()).collect();
+    assert_eq!(said, [used, Value::Null], "one that was never used says so");
     let usage = role.get("usage?tenant=acme&group_by=model").await;
     let row = |model: &str, [input, cached_input, output, reasoning]: [u64; 4], requests: u64| {
         let tokens = input + cached_input + output + reasoning;

@@ -58,6 +58,7 @@ enum Ended {
 }
 
 /// What is done over a connection.
+#[expect(clippy::large_enum_variant, reason = "moved once into a queue: a box would be an allocation for each request")]
 enum Work {
     Call(Call),
     Beat,

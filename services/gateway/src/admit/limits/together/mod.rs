@@ -29,6 +29,7 @@ pub(crate) struct Link {
 
 /// What is said to Redis. As many of them as requests can be open, at most: nothing is asked or told while it is away.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "moved once into a queue: a box would be an allocation for each request")]
 enum Call {
     Take { claim: TenantClaim, answer: oneshot::Sender<Answer> },
     Give(Give),

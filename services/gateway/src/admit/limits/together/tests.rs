@@ -76,9 +76,12 @@ struct Open {
     of: Vec<(Place, Limits)>,
 }
 
+/// A key, what it asks for, and what Redis answered.
+type Asked = (usize, Claim, Option<(bool, [State; 3])>);
+
 struct Gateway {
     levels: Levels,
-    asked: VecDeque<(usize, Claim, Option<(bool, [State; 3])>)>,
+    asked: VecDeque<Asked>,
     told: VecDeque<(Arc<Member>, Vec<Told>)>,
     open: Vec<Open>,
 }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::scanner::{Scanner, Stands};
 use crate::Body;
+use crate::endpoint::ErrorShape;
 use crate::error::Refusal;
 use crate::forward::Incoming;
 use crate::record::{End, Meter};
@@ -120,7 +121,11 @@ impl Streamed {
         if let Some(meter) = &self.meter {
             meter.kept_alive();
         }
-        Bytes::from_static(b": keep-alive\n\n")
+        // Anthropic's clients know an event for it, and its stream has no comments.
+        Bytes::from_static(match self.scanner.endpoint().errors {
+            ErrorShape::Anthropic => b"event: ping\ndata: {\"type\": \"ping\"}\n\n",
+            ErrorShape::OpenAi | ErrorShape::Responses => b": keep-alive\n\n",
+        })
     }
 
     /// Bytes of the replica. Their counts are stored before they are handed on.

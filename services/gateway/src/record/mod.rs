@@ -324,14 +324,7 @@ impl Meter {
         if let Some(replica) = self.replica.as_ref().filter(|_| self.answering) {
             metrics.attempts.with_label_values(&[replica.as_str(), reason.as_str()]).inc();
         }
-        self.trace.ended(&Ended {
-            status,
-            reason,
-            code,
-            tokens: settled.counts,
-            attempts: self.attempts,
-            finish_reasons: &[],
-        });
+        self.trace.ended(&Ended { status, reason, code, tokens: settled.counts, attempts: self.attempts });
         let line = Line {
             request: self.admission.request_id,
             trace: self.trace.id(),

@@ -8,7 +8,7 @@ use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, Tracer as _,
 };
-use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
+use opentelemetry::{Context, KeyValue};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use runtime::traces::Traces;
@@ -60,7 +60,6 @@ pub(crate) struct Ended<'a> {
     pub code: Option<&'a str>,
     pub tokens: TokenCounts,
     pub attempts: u32,
-    pub finish_reasons: &'a [&'static str],
 }
 
 impl Trace {
@@ -180,10 +179,6 @@ impl Trace {
             KeyValue::new("tollgate.end_reason", ended.reason.as_str()),
             KeyValue::new("tollgate.attempts", i64::from(ended.attempts)),
         ]);
-        if !ended.finish_reasons.is_empty() {
-            let all = ended.finish_reasons.iter().map(|reason| StringValue::from(*reason)).collect();
-            root.set_attribute(KeyValue::new("gen_ai.response.finish_reasons", Value::Array(Array::String(all))));
-        }
         spans.close(ended.status, ended.code.or((ended.reason != EndReason::Complete).then(|| ended.reason.as_str())));
     }
 

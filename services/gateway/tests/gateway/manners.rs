@@ -68,6 +68,12 @@ async fn a_client_hears_signs_of_life_while_a_prompt_is_read() {
     let recorded = world.recorded(&answer);
     assert_eq!((recorded.reason(), recorded.sums().1, recorded.estimated()), ("complete", 3, false));
     assert!(world.metric("tollgate_gateway_keepalives_total") >= 1.0);
+    // Anthropic's clients know an event for it.
+    let messages = world.post("/v1/messages", &stream("hello", 3, false)).await;
+    let (before, rest) = messages.body.split_once("event: message_start").unwrap();
+    let ping = "event: ping\ndata: {\"type\": \"ping\"}\n\n";
+    assert!(before.starts_with(ping) && before.replace(ping, "").is_empty(), "{before}");
+    assert!(rest.contains("message_stop") && world.recorded(&messages).reason() == "complete");
     // A whole answer has none.
     assert_eq!(world.post(CHAT, &chat("hello", 3)).await.json()["usage"]["completion_tokens"], 3);
     world.stop().await;

@@ -81,7 +81,9 @@ impl Scanner {
         let wire = self.endpoint.wire;
         let (said, place) = match data_of(&event).ok_or(Malformed)? {
             Data::None => {
-                out.extend_from_slice(&event);
+                // A comment stays where it is, behind what is kept back too.
+                let behind = if self.held.is_empty() { out } else { &mut self.held };
+                behind.extend_from_slice(&event);
                 return Ok(Stands::Open);
             }
             Data::One(place) => {
@@ -261,6 +263,10 @@ mod tests {
         assert_eq!((out.as_str(), stands, scanner.rest()), (start, Ok(Stands::Done), format!("{last}{stop}").into()));
         let wanted = Usage { prompt_tokens: 7, completion_tokens: 5, cached_tokens: 4, reasoning_tokens: 0 };
         assert_eq!(scanner.sum(), Some(wanted));
+        let comment = ": keep-alive\n\n";
+        let pieces = [start.as_bytes(), last.as_bytes(), comment.as_bytes(), stop.as_bytes()];
+        let (mut scanner, out, _) = scan_as(&MESSAGES, ask, &pieces);
+        assert_eq!((out.as_str(), scanner.rest()), (start, format!("{last}{comment}{stop}").into()), "in their order");
     }
 
     #[test]

@@ -111,9 +111,11 @@ async fn rates_are_limited_with_the_headers_that_clients_know() {
     }
 
     assert_eq!(chat(&system, &small, 5).await.status.as_u16(), 200);
-    let large = chat(&system, &small, 390).await;
-    assert_eq!(code(&large), (429, "rate_limit_exceeded".into()));
-    assert!(large.header("x-ratelimit-remaining-tokens").is_some());
+    // What this key usually uses is taken of its minute, so a large answer passes; what it used above that is owed.
+    assert_eq!(chat(&system, &small, 390).await.status.as_u16(), 200);
+    let owing = chat(&system, &small, 5).await;
+    assert_eq!(code(&owing), (429, "rate_limit_exceeded".into()));
+    assert_eq!(owing.header("x-ratelimit-remaining-tokens"), Some("0"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -81,9 +81,11 @@ async fn a_flood_of_one_tenant_delays_another_by_one_request() {
         assert_eq!((recorded.reason(), recorded.sums(), recorded.requests()), ("client_cancelled", (0, 0), 0));
         assert!(matches!(end.status, 0 | 200));
     }
-    assert_eq!(world.metric("tollgate_gateway_queue_left_total{outcome=\"cancelled\"}"), 19.0);
-    assert_eq!(world.metric("tollgate_gateway_queue_left_total{outcome=\"served\"}"), 2.0);
-    assert_eq!(world.metric("tollgate_gateway_queue_seconds_count"), 4.0, "those that went at once count too");
+    // One that waits may get its turn in the moment in which it goes away.
+    let cancelled = world.metric("tollgate_gateway_queue_left_total{outcome=\"cancelled\"}");
+    let served = world.metric("tollgate_gateway_queue_left_total{outcome=\"served\"}");
+    assert!(served >= 2.0 && served + cancelled == 21.0, "{served} served, {cancelled} cancelled");
+    assert_eq!(world.metric("tollgate_gateway_queue_seconds_count"), served + 2.0, "those that went at once count too");
     world.stop().await;
 }
 

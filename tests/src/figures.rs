@@ -1,4 +1,4 @@
-//! The figures, each from its own place: raw rows, aggregates, balances, usage, costs, and what the engines themselves say.
+//! The figures, each from its own place: raw rows, aggregates, balances, usage, costs, and what roles say of themselves.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -179,6 +179,14 @@ impl System {
             }
         }
         balances
+    }
+
+    /// What a role says of itself: a metric, summed over its labels.
+    pub async fn metric(&self, role: Role, name: &str) -> f64 {
+        let text = self.client.get(&self.url(role, "/metrics"), None).await.expect("metrics").body;
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let of_it = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        text.lines().filter(of_it).filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
     /// Returns when ClickHouse holds the end of each of these requests in both of its tables.

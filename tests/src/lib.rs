@@ -9,6 +9,7 @@
 pub mod client;
 pub mod figures;
 pub mod process;
+pub mod redis;
 pub mod shop;
 pub mod system;
 pub mod tenants;

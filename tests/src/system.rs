@@ -36,6 +36,8 @@ pub enum Role {
     Billing,
     /// Another process that folds the same partitions. Not there unless a test starts it.
     SecondFold,
+    /// Another gateway in front of the same replicas, with a spool of its own. Not there unless a test starts it.
+    SecondGateway,
 }
 
 impl Role {
@@ -49,6 +51,7 @@ impl Role {
             Self::Fold => "fold",
             Self::Billing => "billing",
             Self::SecondFold => "second-fold",
+            Self::SecondGateway => "second-gateway",
         }
     }
 
@@ -56,6 +59,7 @@ impl Role {
     const fn subcommand(self) -> &'static str {
         match self {
             Self::SecondFold => Self::Fold.name(),
+            Self::SecondGateway => Self::Gateway.name(),
             role => role.name(),
         }
     }
@@ -88,7 +92,7 @@ pub fn binary() -> PathBuf {
 }
 
 /// Where `make setup` puts Kafka and the ClickHouse engine.
-fn tools() -> PathBuf {
+pub(crate) fn tools() -> PathBuf {
     let tools = root().join(".tools");
     assert!(library_in(&tools).exists() && tools.join("kafka/lib").exists(), "no tools in .tools: run make setup");
     tools
@@ -133,7 +137,7 @@ impl System {
             };
             simulators.insert(model, Simulator::start(settings).await.expect("a simulator"));
         }
-        let roles = Role::ALL.into_iter().chain([Role::SecondFold]);
+        let roles = Role::ALL.into_iter().chain([Role::SecondFold, Role::SecondGateway]);
         let ports: BTreeMap<Role, u16> = roles.map(|role| (role, free_port())).collect();
         let mut system = Self {
             ports,
@@ -156,14 +160,19 @@ impl System {
     /// Everything runs and is ready, without any tenant.
     pub async fn start(pace_us: u64) -> Self {
         let mut system = Self::parts(pace_us).await;
-        system.migrate();
-        for role in [Role::Fold, Role::Billing, Role::Gateway] {
-            system.spawn(role);
-        }
-        for role in Role::ALL {
-            system.ready(role).await;
-        }
+        system.start_all(&Role::ALL).await;
         system
+    }
+
+    /// Makes topics and tables, starts these roles and waits until they are ready.
+    pub async fn start_all(&mut self, roles: &[Role]) {
+        self.migrate();
+        for role in roles {
+            self.spawn(*role);
+        }
+        for role in roles {
+            self.ready(*role).await;
+        }
     }
 
     fn default_variables(&self) -> BTreeMap<String, String> {
@@ -224,15 +233,27 @@ impl System {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(role)).expect("a log");
         let mut command = Command::new(binary());
         command.arg(role.subcommand()).current_dir(self.dir.path()).env_clear().envs(&self.variables);
-        if role == Role::SecondFold {
-            // Other cuts than the first one's.
-            let listen = format!("127.0.0.1:{}", self.ports[&role]);
-            command.env("TOLLGATE__FOLD__LISTEN", listen).env("TOLLGATE__FOLD__CHUNK_MS", "170");
-        }
+        let own = self.own_settings(role).into_iter().map(|(name, value)| (format!("TOLLGATE__{name}"), value));
+        command.envs(own);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         // It dies with the test's thread, however that ends.
         embedded::die_with_parent(&mut command);
         self.roles.insert(role, command.spawn().expect("the tollgate binary starts"));
+    }
+
+    /// What a second process of a role has for itself.
+    fn own_settings(&self, role: Role) -> Vec<(&'static str, String)> {
+        let listen = format!("127.0.0.1:{}", self.ports[&role]);
+        match role {
+            // Other cuts than the first one's.
+            Role::SecondFold => vec![("FOLD__LISTEN", listen), ("FOLD__CHUNK_MS", "170".into())],
+            Role::SecondGateway => vec![
+                ("GATEWAY__LISTEN", listen),
+                ("GATEWAY__NAME", role.name().into()),
+                ("SPOOL__DIR", self.dir.path().join("second-spool").display().to_string()),
+            ],
+            Role::Gateway | Role::Fold | Role::Billing => Vec::new(),
+        }
     }
 
     /// Returns when a role says that it is ready.

@@ -78,9 +78,14 @@ pub async fn shop(system: &System) -> Vec<String> {
 
 /// Returns when the gateway knows every key, and a healthy replica for every model.
 pub async fn usable(system: &System, keys: &[String]) {
+    usable_at(system, Role::Gateway, keys).await;
+}
+
+/// The same of any gateway.
+pub async fn usable_at(system: &System, gateway: Role, keys: &[String]) {
     for key in keys {
         for model in MODELS {
-            let url = system.url(Role::Gateway, &format!("/v1/models/{model}"));
+            let url = system.url(gateway, &format!("/v1/models/{model}"));
             crate::wait::until("the gateway to know a key", std::time::Duration::from_secs(20), async || {
                 let answer = system.client.get(&url, Some(key)).await.map_err(|error| format!("{error:?}"))?;
                 if answer.status.is_success() { Ok(()) } else { Err(answer.status.to_string()) }

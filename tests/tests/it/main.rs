@@ -7,3 +7,4 @@ mod faults;
 mod limits;
 mod operations;
 mod refusals;
+mod together;

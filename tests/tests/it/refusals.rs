@@ -27,14 +27,6 @@ fn error(answer: &Answer) -> (u16, String) {
     (answer.status.as_u16(), error["code"].as_str().unwrap_or_default().to_owned())
 }
 
-/// A metric's value, summed over its labels.
-async fn metric(system: &System, role: Role, name: &str) -> f64 {
-    let text = system.client.get(&system.url(role, "/metrics"), None).await.unwrap().body;
-    let text = String::from_utf8_lossy(&text).into_owned();
-    let samples = text.lines().filter(|line| line.starts_with(name) && !line.starts_with('#'));
-    samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_get_clear_errors_and_the_gateway_goes_on() {
     let mut system = System::start(0).await;
@@ -76,7 +68,7 @@ async fn usage_without_a_price_is_an_alarm_and_never_free() {
     let key = tenant(&system, "acme", &json!({"name": "Free"})).await;
     usable(&system, std::slice::from_ref(&key)).await;
     assert_eq!(chat(&system, &key, hello(MODELS[0]).to_string()).await.status.as_u16(), 200, "it is served");
-    assert!(metric(&system, Role::Gateway, "tollgate_gateway_unpriced_total").await >= 1.0);
+    assert!(system.metric(Role::Gateway, "tollgate_gateway_unpriced_total").await >= 1.0);
     let range = promises::figures::around_now();
     let costs = until("the usage to be unrated", Duration::from_secs(20), async || {
         let costs = system.api(&format!("costs?tenant=acme&{range}")).await;
@@ -118,13 +110,9 @@ async fn a_full_spool_refuses_or_serves_as_the_plan_says_and_recovers() {
     assert_eq!(error(&full), (503, "spool_full".into()));
     assert!(full.header("retry-after").is_some());
     assert_eq!(chat(&system, &serve, hello(MODELS[0]).to_string()).await.status.as_u16(), 200, "its plan says serve");
-    assert_eq!(
-        metric(&system, Role::Gateway, "tollgate_gateway_unmetered_total").await,
-        1.0,
-        "and its loss is counted"
-    );
+    assert_eq!(system.metric(Role::Gateway, "tollgate_gateway_unmetered_total").await, 1.0, "and its loss is counted");
     until("the spool's own alarm", Duration::from_secs(10), async || {
-        let full = metric(&system, Role::Gateway, "tollgate_spool_full").await;
+        let full = system.metric(Role::Gateway, "tollgate_spool_full").await;
         if full >= 1.0 { Ok(()) } else { Err(full) }
     })
     .await;

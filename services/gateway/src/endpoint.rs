@@ -279,13 +279,9 @@ pub(crate) fn find(path: &str) -> Option<Found<'_>> {
     Some(Found { endpoint: &MODELS, path: "/v1/models", below: Some(below) })
 }
 
-/// How errors of a path are written, whether it is an endpoint or not: Anthropic's clients ask below `/v1/messages` only.
-pub(crate) fn errors_of(path: &str) -> ErrorShape {
-    match find(path) {
-        Some(found) => found.endpoint.errors,
-        None if path.starts_with("/v1/messages/") => ErrorShape::Anthropic,
-        None => ErrorShape::OpenAi,
-    }
+/// How errors of a path that is no endpoint are written: Anthropic's clients ask below `/v1/messages` only.
+pub(crate) fn errors_below(path: &str) -> ErrorShape {
+    if path.starts_with("/v1/messages/") { ErrorShape::Anthropic } else { ErrorShape::OpenAi }
 }
 
 #[cfg(test)]
@@ -335,7 +331,7 @@ mod tests {
             assert_eq!(find(path), None, "{path}");
         }
         assert_eq!(find("/v1/models/org/name").and_then(|found| found.below), Some("org/name"));
-        assert_eq!(errors_of("/v1/messages/batches"), ErrorShape::Anthropic);
-        assert_eq!(errors_of("/nowhere"), ErrorShape::OpenAi);
+        assert_eq!(errors_below("/v1/messages/batches"), ErrorShape::Anthropic);
+        assert_eq!(errors_below("/nowhere"), ErrorShape::OpenAi);
     }
 }

@@ -40,10 +40,9 @@ fn pieces(data: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn events(data: &[u8]) {
     let all = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let (mut events, mut seen) = (Events::new(LIMIT), Vec::new());
-        for piece in pieces {
-            events.push(piece);
-            while let Ok(Some(event)) = events.next() {
-                seen.push((data_of(&event), event));
+        for mut piece in pieces {
+            while let Ok(Some(event)) = events.next(&mut piece) {
+                seen.push((std::str::from_utf8(&event).map(data_of).ok(), event.into_owned()));
             }
         }
         seen

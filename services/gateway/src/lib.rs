@@ -12,10 +12,12 @@ mod forward;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gateway;
+mod generate;
 mod kind;
 mod meter;
 mod models;
 mod object;
+mod parts;
 mod patience;
 mod queue;
 mod record;
@@ -25,7 +27,8 @@ mod serve;
 mod settings;
 
 pub use endpoint::endpoints;
-pub use gateway::{BuildError, Gateway, Parts};
+pub use gateway::Gateway;
+pub use parts::{BuildError, Parts};
 pub use run::{Error, RunSettings, run};
 pub use settings::{
     AccessLog, CorsSettings, Deadlines, Ejection, FloorPercent, Guard, JwtSettings, LimitSettings, Manners, Overload,

@@ -1,6 +1,7 @@
 //! The members of a JSON object as spans of its text: one can be read, replaced or taken out while all others stay as they are.
 //!
-//! Every body and every frame of a stream is read here, so it is one pass over the bytes that allocates nothing but the list.
+//! Every body and every frame of a stream is read here, so it is one pass over the bytes. [`members`] lists what an object has;
+//! a [`Walk`] goes through it, and into what is in it, without a list.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -48,33 +49,14 @@ pub(crate) struct NotJson {
 /// # Errors
 /// When the text is no JSON object.
 pub(crate) fn members(text: &str) -> Result<Vec<Member<'_>>, NotJson> {
-    let mut walk = Walk { text, at: 0 };
     let mut found = Vec::with_capacity(12);
-    walk.space();
-    walk.take(b'{', "an object")?;
-    walk.space();
-    if !walk.takes(b'}') {
-        loop {
-            let start = walk.at;
-            let (name, is_escaped) = walk.name()?;
-            let quoted = text.get(name).unwrap_or_default();
-            let key = if is_escaped {
-                unescaped(quoted)
-            } else {
-                Cow::Borrowed(quoted.get(1..quoted.len() - 1).unwrap_or_default())
-            };
-            let value_start = walk.at;
-            walk.value()?;
-            let value = text.get(value_start..walk.at).unwrap_or_default();
-            found.push(Member { key, value, start, value_start });
-            walk.space();
-            if !walk.takes(b',') {
-                break;
-            }
-            walk.space();
-        }
-        walk.take(b'}', "`,` or `}`")?;
-    }
+    let mut walk = Walk::of(text);
+    walk.object(|walk, key, start| {
+        let value_start = walk.at;
+        let value = walk.value()?;
+        found.push(Member { key, value, start, value_start });
+        Ok(())
+    })?;
     walk.end()?;
     Ok(found)
 }
@@ -123,13 +105,126 @@ fn special(word: u64) -> u64 {
     (is_zero(word ^ (LOW * u64::from(b'"'))) | is_zero(word ^ (LOW * u64::from(b'\\'))) | control) & HIGH
 }
 
-/// A place in a text.
-struct Walk<'a> {
+/// A place in a text, in front of a value.
+#[derive(Debug)]
+pub(crate) struct Walk<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    /// In front of the value that a text is.
+    pub(crate) fn of(text: &'a str) -> Self {
+        let mut walk = Self { text, at: 0 };
+        walk.space();
+        walk
+    }
+
+    /// How far it has come, in bytes.
+    pub(crate) fn at(&self) -> usize {
+        self.at
+    }
+
+    /// Whether an object comes next.
+    pub(crate) fn is_object(&self) -> bool {
+        self.peek() == Some(b'{')
+    }
+
+    /// Whether a list comes next.
+    pub(crate) fn is_list(&self) -> bool {
+        self.peek() == Some(b'[')
+    }
+
+    /// Past `null`.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub(crate) fn null(&mut self) -> Result<(), NotJson> {
+        self.literal("null")
+    }
+
+    /// Through an object. For each member `see` gets the walk in front of its value, which it is to pass, the key, and where
+    /// that began.
+    ///
+    /// # Errors
+    /// When there is none, or it is no JSON, or `see` says so.
+    pub(crate) fn object(
+        &mut self,
+        mut see: impl FnMut(&mut Self, Cow<'a, str>, usize) -> Result<(), NotJson>,
+    ) -> Result<(), NotJson> {
+        self.take(b'{', "an object")?;
+        self.space();
+        if self.takes(b'}') {
+            return Ok(());
+        }
+        loop {
+            let start = self.at;
+            let (name, is_escaped) = self.name()?;
+            let quoted = self.text.get(name).unwrap_or_default();
+            let key = if is_escaped {
+                unescaped(quoted)
+            } else {
+                Cow::Borrowed(quoted.get(1..quoted.len() - 1).unwrap_or_default())
+            };
+            see(self, key, start)?;
+            self.space();
+            if !self.takes(b',') {
+                return self.take(b'}', "`,` or `}`");
+            }
+            self.space();
+        }
+    }
+
+    /// Through a list. For each of its values `see` gets the walk in front of it, and is to pass it.
+    ///
+    /// # Errors
+    /// When there is none, or it is no JSON, or `see` says so.
+    pub(crate) fn list(&mut self, mut see: impl FnMut(&mut Self) -> Result<(), NotJson>) -> Result<(), NotJson> {
+        self.take(b'[', "a list")?;
+        self.space();
+        if self.takes(b']') {
+            return Ok(());
+        }
+        loop {
+            see(self)?;
+            self.space();
+            if !self.takes(b',') {
+                return self.take(b']', "`,` or `]`");
+            }
+            self.space();
+        }
+    }
+
+    /// Past any value: its text.
+    ///
+    /// # Errors
+    /// When it is no JSON.
+    pub(crate) fn value(&mut self) -> Result<&'a str, NotJson> {
+        let start = self.at;
+        self.pass()?;
+        Ok(self.text.get(start..self.at).unwrap_or_default())
+    }
+
+    /// Past a count, or nothing.
+    ///
+    /// # Errors
+    /// When it is neither a whole number from 0 nor `null`.
+    pub(crate) fn count(&mut self) -> Result<Option<u64>, NotJson> {
+        let at = self.at;
+        let text = self.value()?;
+        let count = if text == "null" { Some(None) } else { text.parse().ok().map(Some) };
+        count.ok_or(NotJson { wanted: "a count", at })
+    }
+
+    /// At the end of the text.
+    ///
+    /// # Errors
+    /// When more follows.
+    pub(crate) fn end(&mut self) -> Result<(), NotJson> {
+        self.space();
+        if self.at == self.text.len() { Ok(()) } else { self.wants("the end") }
+    }
+
     #[inline]
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
@@ -155,11 +250,6 @@ impl Walk<'_> {
         while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
             self.at += 1;
         }
-    }
-
-    fn end(&mut self) -> Result<(), NotJson> {
-        self.space();
-        if self.at == self.text.len() { Ok(()) } else { self.wants("the end") }
     }
 
     /// A key with its quotes, and whether it has escapes; the colon, and space up to the value.
@@ -259,8 +349,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// One value, whatever is in it, however deep.
-    fn value(&mut self) -> Result<(), NotJson> {
+    /// Past one value, whatever is in it, however deep.
+    fn pass(&mut self) -> Result<(), NotJson> {
         let mut open = Levels::default();
         loop {
             match self.peek() {

@@ -17,7 +17,8 @@ use stream::ship::Shipper;
 use stream::spool::{Flusher, OpenError, Opened, Spool, SpoolSettings, gateway_topics};
 use stream::topics::{self, TopicsError};
 
-use crate::gateway::{BuildError, Gateway, Parts};
+use crate::gateway::Gateway;
+use crate::parts::{BuildError, Parts};
 use crate::serve;
 use crate::settings::Settings;
 

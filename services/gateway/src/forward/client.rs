@@ -11,13 +11,10 @@ use http::uri::{Authority, PathAndQuery, Uri};
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper::rt::Executor;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::connection::Connection;
 use super::{Call, Upstream};
 use crate::kind;
 use crate::record::Meter;
@@ -48,15 +45,13 @@ impl Error {
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
-
 #[derive(Debug)]
 struct Unused {
-    sender: Sender,
+    connection: Connection,
     since: Instant,
 }
 
-/// See the module. Cheap to clone; clones share the connections. What runs a connection is the runtime that opened it, so
+/// See the module. Cheap to clone; clones share the connections. A connection belongs to the runtime that opened it, so
 /// each worker has a client of its own: a frame then never crosses threads.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
@@ -127,9 +122,9 @@ impl Client {
         *request.uri_mut() = Uri::from(PathAndQuery::from_static(path));
         request.headers_mut().insert(header::HOST, replica.host().clone());
         self.upstream.authorize(&replica.id, request.headers_mut());
-        while let Some(mut sender) = self.take_unused(authority) {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.incoming(authority, sender, response)),
+        while let Some(mut connection) = self.take_unused(authority) {
+            match connection.send(request).await {
+                Ok(response) => return Ok(self.incoming(authority, connection, response)),
                 // The replica closed it meanwhile. Nothing of the request was sent.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -137,12 +132,12 @@ impl Client {
                 },
             }
         }
-        let mut sender = self.open(replica).await?;
-        let response = sender.send_request(request).await?;
-        Ok(self.incoming(authority, sender, response))
+        let mut connection = self.open(replica).await?;
+        let response = connection.send(request).await.map_err(|error| error.into_error())?;
+        Ok(self.incoming(authority, connection, response))
     }
 
-    async fn open(&self, replica: &Replica) -> Result<Sender, Error> {
+    async fn open(&self, replica: &Replica) -> Result<Connection, Error> {
         let authority = replica.authority();
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let connecting =
@@ -151,10 +146,10 @@ impl Client {
         // Without it a small frame may wait for the other side's delayed acknowledgement.
         socket.set_nodelay(true)?;
         if !replica.is_secure() {
-            return start(socket).await;
+            return Ok(Connection::over(socket).await?);
         }
         let agreeing = self.upstream.tls.connect(host, socket);
-        start(timeout(self.connect, agreeing).await.map_err(std::io::Error::from)??).await
+        Ok(Connection::over(timeout(self.connect, agreeing).await.map_err(std::io::Error::from)??).await?)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Unused>>> {
@@ -162,69 +157,48 @@ impl Client {
     }
 
     /// The one that was used last, if it can still be used.
-    fn take_unused(&self, authority: &Authority) -> Option<Sender> {
+    fn take_unused(&self, authority: &Authority) -> Option<Connection> {
         let mut unused = self.lock();
         let of_replica = unused.get_mut(authority)?;
-        while let Some(Unused { sender, since }) = of_replica.pop() {
+        while let Some(Unused { connection, since }) = of_replica.pop() {
             if since.elapsed() >= IDLE {
                 // Those below it wait for longer still.
                 of_replica.clear();
-            } else if sender.is_ready() {
-                return Some(sender);
+            } else if connection.is_ready() {
+                return Some(connection);
             }
         }
         None
     }
 
-    fn give_back(&self, authority: &Authority, sender: Sender) {
-        if sender.is_closed() {
-            return;
-        }
+    fn give_back(&self, authority: Authority, connection: Connection) {
         let (mut unused, now) = (self.lock(), Instant::now());
-        let Some(of_replica) = unused.get_mut(authority) else {
-            unused.insert(authority.clone(), vec![Unused { sender, since: now }]);
-            return;
-        };
+        let of_replica = unused.entry(authority).or_default();
         // The oldest go first, so that none is left open for ever.
         if of_replica.first().is_some_and(|oldest| now - oldest.since >= IDLE) {
             of_replica.retain(|unused| now - unused.since < IDLE);
         }
         if of_replica.len() < IDLE_MAX {
-            of_replica.push(Unused { sender, since: now });
+            of_replica.push(Unused { connection, since: now });
         }
     }
 
     fn incoming(
         &self,
         authority: &Authority,
-        sender: Sender,
+        connection: Connection,
         response: Response<hyper::body::Incoming>,
     ) -> Response<Incoming> {
-        response.map(|body| {
-            let back = Some(Back { client: self.clone(), authority: authority.clone(), sender });
-            let mut incoming = Incoming { body, back };
-            incoming.at_end();
-            incoming
-        })
+        let back = Some(Back { client: self.clone(), authority: authority.clone(), connection });
+        response.map(|body| Incoming { body, back })
     }
-}
-
-/// Speaks HTTP over a connection, for as long as it lasts.
-async fn start(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Sender, Error> {
-    let (sender, connection) = http1::handshake(TokioIo::new(socket)).await?;
-    TokioExecutor::new().execute(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to a replica ended early");
-        }
-    });
-    Ok(sender)
 }
 
 #[derive(Debug)]
 struct Back {
     client: Client,
     authority: Authority,
-    sender: Sender,
+    connection: Connection,
 }
 
 /// The body of a replica's answer. Read to its end, its connection can be used again; dropped before, it is closed.
@@ -235,15 +209,14 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    fn at_end(&mut self) {
-        if self.body.is_end_stream() {
-            self.ended();
+    fn ended(&mut self, context: &mut Context<'_>) {
+        let Some(Back { client, authority, mut connection }) = self.back.take() else { return };
+        if !connection.is_ready() {
+            // Its last bytes are perhaps read, and not yet looked at.
+            connection.run(context);
         }
-    }
-
-    fn ended(&mut self) {
-        if let Some(Back { client, authority, sender }) = self.back.take() {
-            client.give_back(&authority, sender);
+        if connection.is_ready() {
+            client.give_back(authority, connection);
         }
     }
 }
@@ -253,11 +226,17 @@ impl HttpBody for Incoming {
     type Error = hyper::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Self { body, back } = &mut *self;
+        let mut frame = Pin::new(&mut *body).poll_frame(cx);
+        if let (true, Some(back)) = (frame.is_pending(), back) {
+            back.connection.run(cx);
+            frame = Pin::new(body).poll_frame(cx);
+        }
+        let frame = ready!(frame);
         match &frame {
-            None => self.ended(),
-            Some(Ok(_)) => self.at_end(),
+            Some(Ok(_)) if !self.body.is_end_stream() => {}
             Some(Err(_)) => self.back = None,
+            None | Some(Ok(_)) => self.ended(cx),
         }
         Poll::Ready(frame)
     }

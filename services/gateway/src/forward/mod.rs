@@ -1,6 +1,7 @@
 //! Sends a request to a replica, and to another one as long as no byte of an answer has come.
 
 mod client;
+mod connection;
 mod peek;
 mod priority;
 pub(crate) mod salt;

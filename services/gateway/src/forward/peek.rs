@@ -35,8 +35,7 @@ pub(crate) async fn first(body: &mut Incoming, hold: Instant, deadline: Instant,
             Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
         };
         read.extend_from_slice(&data);
-        events.push(&data);
-        match said(&mut events) {
+        match said(&mut events, &data) {
             Said::Nothing => {}
             Said::Answer => return First::Answer(read.freeze()),
             Said::Error(error) => return First::Error(Box::new(error)),
@@ -55,22 +54,22 @@ enum Said {
     Junk,
 }
 
-fn said(events: &mut Events) -> Said {
+fn said(events: &mut Events, mut data: &[u8]) -> Said {
     loop {
-        let event = match events.next() {
+        let event = match events.next(&mut data) {
             Ok(Some(event)) => event,
             Ok(None) => return Said::Nothing,
             Err(_) => return Said::Junk,
         };
+        let Ok(text) = std::str::from_utf8(&event) else { return Said::Junk };
         let joined;
-        let json = match data_of(&event) {
-            Some(Data::None) => continue,
-            Some(Data::One(place)) => event.get(place).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or(""),
-            Some(Data::Many(lines)) => {
+        let json = match data_of(text) {
+            Data::None => continue,
+            Data::One(place) => text.get(place).unwrap_or(""),
+            Data::Many(lines) => {
                 joined = lines;
                 &joined
             }
-            None => return Said::Junk,
         };
         return match members(json) {
             Ok(members) => error_of(json, &members).map_or(Said::Answer, Said::Error),
@@ -117,9 +116,7 @@ mod tests {
     use super::*;
 
     fn of(stream: &str) -> Said {
-        let mut events = Events::new(1 << 16);
-        events.push(stream.as_bytes());
-        said(&mut events)
+        said(&mut Events::new(1 << 16), stream.as_bytes())
     }
 
     fn error(stream: &str) -> (u16, serde_json::Value) {

@@ -1,41 +1,37 @@
 //! OpenAI's first wire: chunks of chats and completions, their whole answers, and vectors and scores.
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::said::{Choice, Malformed, Place, Said, code_of, usage, usage_spans};
-use crate::object::{Member, members};
-
-#[derive(Deserialize)]
-struct RawChoice<'a> {
-    #[serde(default)]
-    index: u64,
-    #[serde(borrow, default)]
-    delta: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    message: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    text: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    finish_reason: Option<&'a RawValue>,
-}
+use super::said::{Choice, Malformed, Place, Said, UsageSpans, code_of, usage};
+use crate::object::{NotJson, Walk, members};
 
 /// Reads a chunk, or a whole answer: they are alike.
 pub(crate) fn read(json: &str) -> Result<Said, Malformed> {
-    let found = members(json).map_err(|_| Malformed)?;
-    let mut said = Said { shown_usage: usage_spans(&found), ..Said::default() };
-    for member in found {
-        match member.key.as_ref() {
-            "usage" => said.usage = usage(member.value),
-            "choices" if !member.is_null() => {
-                let choices: Vec<RawChoice<'_>> = serde_json::from_str(member.value).map_err(|_| Malformed)?;
-                said.choices = choices.iter().map(choice).collect();
+    let (mut said, mut spans) = (Said::default(), UsageSpans::default());
+    let mut walk = Walk::of(json);
+    walk.object(|walk, key, start| {
+        match key.as_ref() {
+            "choices" if walk.is_list() => {
+                said.choices.clear();
+                walk.list(|walk| choice(walk).map(|choice| said.choices.push(choice)))?;
                 said.is_answer = true;
             }
-            "error" if !member.is_null() => said.error = Some(code_of(member.value)),
-            _ => {}
+            "choices" => walk.null()?,
+            "usage" => said.usage = usage(walk.value()?),
+            "error" => {
+                let error = walk.value()?;
+                if error != "null" {
+                    said.error = Some(code_of(error));
+                }
+            }
+            _ => drop(walk.value()?),
         }
-    }
+        spans.see(&key, start..walk.at());
+        Ok(())
+    })
+    .and_then(|()| walk.end())
+    .map_err(|_| Malformed)?;
+    said.shown_usage = spans.all();
     // The chunk after all others has the sum over all choices, and none of them.
     if said.is_answer && said.choices.is_empty() && said.usage.is_some() {
         said.place = Place::Last;
@@ -61,25 +57,38 @@ pub(crate) fn vectors(json: &str) -> Result<Said, Malformed> {
     Ok(said)
 }
 
-fn choice(raw: &RawChoice<'_>) -> Choice {
-    let filled = |value: &str| !matches!(value, "null" | "\"\"" | "[]" | "{}");
-    let mut choice = Choice { index: raw.index, ..Choice::default() };
-    let mut take = |value: &str| {
-        choice.has_content |= filled(value);
-        if let Some(text) = value.strip_prefix('"') {
-            choice.bytes += text.len() as u64 - 1;
+fn choice(walk: &mut Walk<'_>) -> Result<Choice, NotJson> {
+    let mut choice = Choice::default();
+    walk.object(|walk, key, _| {
+        match key.as_ref() {
+            "index" => choice.index = walk.count()?.unwrap_or_default(),
+            "text" => choice.holds(walk.value()?),
+            "delta" | "message" if walk.is_object() => walk.object(|walk, key, _| {
+                let value = walk.value()?;
+                if key != "role" {
+                    choice.holds(value);
+                }
+                Ok(())
+            })?,
+            "finish_reason" => {
+                let reason = walk.value()?;
+                (choice.finished, choice.aborted) = (reason != "null", reason == "\"abort\"");
+            }
+            _ => drop(walk.value()?),
         }
-    };
-    if let Some(text) = raw.text {
-        take(text.get());
+        Ok(())
+    })?;
+    Ok(choice)
+}
+
+impl Choice {
+    /// It has this value.
+    fn holds(&mut self, value: &str) {
+        self.has_content |= !matches!(value, "null" | "\"\"" | "[]" | "{}");
+        if let Some(text) = value.strip_prefix('"') {
+            self.bytes += text.len() as u64 - 1;
+        }
     }
-    for part in [raw.delta, raw.message].into_iter().flatten() {
-        let fields = members(part.get()).unwrap_or_default();
-        fields.iter().filter(|field: &&Member<'_>| field.key != "role").for_each(|field| take(field.value));
-    }
-    let reason = raw.finish_reason.map(RawValue::get).filter(|reason| *reason != "null");
-    (choice.finished, choice.aborted) = (reason.is_some(), reason == Some("\"abort\""));
-    choice
 }
 
 #[cfg(test)]

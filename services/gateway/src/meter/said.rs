@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::{chunk, messages, responses};
 use crate::endpoint::Wire;
-use crate::object::{Member, members};
+use crate::object::{NotJson, Walk, members};
 
 /// What is no part of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,46 +107,53 @@ pub(super) fn object<'a, T: Deserialize<'a>>(json: &'a str) -> Result<T, Malform
     serde_json::from_str(json).map_err(|_| Malformed)
 }
 
-/// Usage in OpenAI's words, old (`prompt_tokens`) and new (`input_tokens`).
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Words {
-    #[serde(alias = "input_tokens")]
-    prompt_tokens: Option<u64>,
-    #[serde(alias = "output_tokens")]
-    completion_tokens: Option<u64>,
-    total_tokens: Option<u64>,
-    #[serde(alias = "input_tokens_details")]
-    prompt_tokens_details: Option<Read>,
-    #[serde(alias = "output_tokens_details")]
-    completion_tokens_details: Option<Written>,
-    /// SGLang has it here.
-    reasoning_tokens: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Read {
-    cached_tokens: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Written {
-    reasoning_tokens: Option<u64>,
-}
-
-/// Usage in OpenAI's words. Usage of another shape is no usage: the count is then an estimate, and said to be one.
+/// Usage in OpenAI's words, old (`prompt_tokens`) and new (`input_tokens`). Usage of another shape is no usage: the count is
+/// then an estimate, and said to be one.
 pub(crate) fn usage(json: &str) -> Option<Usage> {
-    let words: Words = object(json).ok()?;
-    let completion_tokens = words.completion_tokens.unwrap_or_default();
-    // Of what is only read, some servers tell the total alone.
-    let total = || words.total_tokens.map(|total| total.saturating_sub(completion_tokens));
-    let details = words.completion_tokens_details.unwrap_or_default();
-    Some(Usage {
-        prompt_tokens: words.prompt_tokens.or_else(total)?,
-        completion_tokens,
-        cached_tokens: words.prompt_tokens_details.unwrap_or_default().cached_tokens.unwrap_or_default(),
-        reasoning_tokens: details.reasoning_tokens.or(words.reasoning_tokens).unwrap_or_default(),
+    let (mut prompt, mut completion, mut all, mut cached, mut reasoning) = (None, None, None, None, None);
+    let mut walk = Walk::of(json);
+    walk.object(|walk, key, _| {
+        match key.as_ref() {
+            "prompt_tokens" | "input_tokens" => prompt = walk.count()?,
+            "completion_tokens" | "output_tokens" => completion = walk.count()?,
+            "total_tokens" => all = walk.count()?,
+            "prompt_tokens_details" | "input_tokens_details" => cached = detail(walk, "cached_tokens")?,
+            "completion_tokens_details" | "output_tokens_details" => {
+                reasoning = detail(walk, "reasoning_tokens")?.or(reasoning);
+            }
+            // SGLang has it here.
+            "reasoning_tokens" => reasoning = reasoning.or(walk.count()?),
+            _ => drop(walk.value()?),
+        }
+        Ok(())
     })
+    .and_then(|()| walk.end())
+    .ok()?;
+    let completion_tokens = completion.unwrap_or_default();
+    // Of what is only read, some servers tell the total alone.
+    let total = || all.map(|total: u64| total.saturating_sub(completion_tokens));
+    Some(Usage {
+        prompt_tokens: prompt.or_else(total)?,
+        completion_tokens,
+        cached_tokens: cached.unwrap_or_default(),
+        reasoning_tokens: reasoning.unwrap_or_default(),
+    })
+}
+
+/// A count in an object, if that is there.
+fn detail(walk: &mut Walk<'_>, name: &str) -> Result<Option<u64>, NotJson> {
+    if !walk.is_object() {
+        return walk.count();
+    }
+    let mut found = None;
+    walk.object(|walk, key, _| {
+        if key == name {
+            found = walk.count()?;
+            return Ok(());
+        }
+        walk.value().map(drop)
+    })?;
+    Ok(found)
 }
 
 /// The code of an error: a number with one front end, a text with the other; else what kind it is of.
@@ -158,22 +165,37 @@ pub(crate) fn code_of(error: &str) -> String {
 }
 
 /// Where members `usage` stand, each with the comma before it; where nothing that stays comes before, with the one after it.
-pub(crate) fn usage_spans(found: &[Member<'_>]) -> Vec<Range<usize>> {
-    let mut follows = false;
-    let mut spans = Vec::new();
-    for (place, member) in found.iter().enumerate() {
-        if member.key != "usage" {
-            follows = true;
-            continue;
+#[derive(Debug, Default)]
+pub(super) struct UsageSpans {
+    spans: Vec<Range<usize>>,
+    /// One that nothing stays before: whether there is a member after it is not known yet.
+    first: Option<Range<usize>>,
+    /// Where the last member ended, if one before it stays.
+    behind: Option<usize>,
+}
+
+impl UsageSpans {
+    /// The next member of the object.
+    pub(super) fn see(&mut self, key: &str, place: Range<usize>) {
+        if let Some(first) = self.first.take() {
+            self.spans.push(first.start..place.start);
         }
-        let before = place.checked_sub(1).and_then(|before| found.get(before)).filter(|_| follows);
-        spans.push(match (before, found.get(place + 1)) {
-            (Some(before), _) => before.end()..member.end(),
-            (None, Some(after)) => member.start..after.start,
-            (None, None) => member.start..member.end(),
-        });
+        match (key, self.behind) {
+            ("usage", Some(behind)) => self.spans.push(behind..place.end),
+            ("usage", None) => {
+                self.first = Some(place);
+                return;
+            }
+            _ => {}
+        }
+        self.behind = Some(place.end);
     }
-    spans
+
+    /// There are no more.
+    pub(super) fn all(mut self) -> Vec<Range<usize>> {
+        self.spans.extend(self.first);
+        self.spans
+    }
 }
 
 #[cfg(test)]
@@ -183,8 +205,10 @@ mod tests {
 
     fn stripped(json: &str) -> String {
         let mut kept = json.to_owned();
-        let spans = usage_spans(&members(json).unwrap_or_default());
-        spans.into_iter().rev().for_each(|span| kept.replace_range(span, ""));
+        let mut spans = UsageSpans::default();
+        let found = members(json).unwrap_or_default();
+        found.iter().for_each(|member| spans.see(&member.key, member.start..member.end()));
+        spans.all().into_iter().rev().for_each(|span| kept.replace_range(span, ""));
         kept
     }
 

@@ -67,9 +67,9 @@ impl Scanner {
         if self.done {
             return Ok(Stands::Done);
         }
-        self.events.push(data);
-        while let Some(event) = self.events.next().map_err(|_| Malformed)? {
-            if self.take(event, out)? == Stands::Done {
+        let mut data = data;
+        while let Some(event) = self.events.next(&mut data).map_err(|_| Malformed)? {
+            if self.take(&event, out)? == Stands::Done {
                 self.done = true;
                 return Ok(Stands::Done);
             }
@@ -77,20 +77,20 @@ impl Scanner {
         Ok(Stands::Open)
     }
 
-    fn take(&mut self, event: Bytes, out: &mut BytesMut) -> Result<Stands, Malformed> {
+    fn take(&mut self, event: &[u8], out: &mut BytesMut) -> Result<Stands, Malformed> {
         let wire = self.endpoint.wire;
-        let (said, place) = match data_of(&event).ok_or(Malformed)? {
+        let text = std::str::from_utf8(event).map_err(|_| Malformed)?;
+        let (said, place) = match data_of(text) {
             Data::None => {
                 // A comment stays where it is, behind what is kept back too.
                 let behind = if self.held.is_empty() { out } else { &mut self.held };
-                behind.extend_from_slice(&event);
+                behind.extend_from_slice(event);
                 return Ok(Stands::Open);
             }
             Data::One(place) => {
-                let json =
-                    event.get(place.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).ok_or(Malformed)?;
+                let json = text.get(place.clone()).ok_or(Malformed)?;
                 if json == "[DONE]" {
-                    self.held.extend_from_slice(&event);
+                    self.held.extend_from_slice(event);
                     return Ok(Stands::Done);
                 }
                 (wire.event(json)?, Some(place))
@@ -101,7 +101,9 @@ impl Scanner {
         match said.place {
             Place::Within => {
                 // Never seen, but if something follows the last word, the order stays.
-                out.extend_from_slice(&self.held.split());
+                if !self.held.is_empty() {
+                    out.extend_from_slice(&self.held.split());
+                }
                 let mut from = 0;
                 if let Some(place) = place.filter(|_| !self.wants.each) {
                     for usage in &said.shown_usage {
@@ -112,7 +114,7 @@ impl Scanner {
                 out.extend_from_slice(event.get(from..).unwrap_or_default());
             }
             Place::Last if wire == Wire::Chunks && !self.wants.sum => {}
-            Place::Last | Place::End => self.held.extend_from_slice(&event),
+            Place::Last | Place::End => self.held.extend_from_slice(event),
         }
         Ok(if said.place == Place::End { Stands::Done } else { Stands::Open })
     }

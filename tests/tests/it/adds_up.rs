@@ -23,20 +23,13 @@ pub(crate) fn engines(system: &System) -> BTreeMap<String, Vec<RequestRecord>> {
     engines
 }
 
-/// The most that may be billed as generated: what reached the gateway. A whole answer whose engine told no usage is estimated
-/// by its text, and marked so; the simulated words are longer than the four bytes that a token is taken for.
-fn most(engine: &[RequestRecord]) -> u64 {
-    let estimated = |record: &RequestRecord| record.fault.as_deref() == Some("no_usage") && !record.stream;
-    engine.iter().map(|record| record.wire_tokens * if estimated(record) { 2 } else { 1 }).sum()
-}
-
 /// Holds one request to what its client saw and its engine did.
 fn check_request(seen: &Seen, billed: Counts, engine: &[RequestRecord]) {
     let shown = || format!("{seen:?}\nbilled {billed:?}\nengine {engine:?}");
     let generated: u64 = engine.iter().map(|record| record.generated_tokens).sum();
     let wire: u64 = engine.iter().map(|record| record.wire_tokens).sum();
     assert!(seen.tokens <= billed.generated(), "a client saw more than was billed: {}", shown());
-    assert!(billed.generated() <= most(engine), "more was billed than reached the gateway: {}", shown());
+    assert!(billed.generated() <= wire, "more was billed than reached the gateway: {}", shown());
     assert!(wire <= generated, "{}", shown());
     let last = engine.last();
     let complete = last.is_some_and(|record| record.outcome == "complete" && record.fault.is_none());
@@ -75,7 +68,8 @@ pub(crate) async fn check_requests(system: &System, seen: &[Seen]) {
     // Also those whose client never learned their id.
     for (id, records) in &engines {
         let billed = billed.get(id).copied().unwrap_or_default();
-        assert!(billed.generated() <= most(records), "{id}: billed {billed:?}, engine {records:?}");
+        let wire: u64 = records.iter().map(|record| record.wire_tokens).sum();
+        assert!(billed.generated() <= wire, "{id}: billed {billed:?}, engine {records:?}");
         assert!(endings.contains_key(id), "{id} was served and is not recorded: {records:?}");
     }
     // A request that was let in and had not reached an engine when the gateway was killed is recorded, and costs nothing.

@@ -95,8 +95,7 @@ async fn rates_are_limited_with_the_headers_that_clients_know() {
     let system = System::start(0).await;
     models(&system).await;
     let few = tenant(&system, "few", &json!({"name": "Few", "requests_per_minute": 3})).await;
-    let small = tenant(&system, "small", &json!({"name": "Small", "tokens_per_minute": 400})).await;
-    usable(&system, &[few.clone(), small.clone()]).await;
+    usable(&system, std::slice::from_ref(&few)).await;
 
     let first = chat(&system, &few, 5).await;
     assert_eq!(first.status.as_u16(), 200);
@@ -109,13 +108,47 @@ async fn rates_are_limited_with_the_headers_that_clients_know() {
         let wait: u64 = answer.header("retry-after").unwrap().parse().unwrap();
         assert!((1..=60).contains(&wait), "{wait}");
     }
+}
 
-    assert_eq!(chat(&system, &small, 5).await.status.as_u16(), 200);
-    // What this key usually uses is taken of its minute, so a large answer passes; what it used above that is owed.
-    assert_eq!(chat(&system, &small, 390).await.status.as_u16(), 200);
-    let owing = chat(&system, &small, 5).await;
+/// A rate is asked for what is usual, so that a large `max_tokens` pins nobody's minute: an answer may be larger than was
+/// taken for it, or than a whole minute's worth. All that it used is owed, and the next one waits until that has flowed in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_used_above_what_is_usual_is_owed_to_the_last_token() {
+    // Taken for a key that was never seen: so much output, and what its prompt may be.
+    const FIRST: u64 = 512;
+    const LIMIT: u64 = 6000;
+    let millis_of = |tokens: u64| (tokens * 60_000).div_ceil(LIMIT);
+    let system = System::start(0).await;
+    models(&system).await;
+    let key = tenant(&system, "small", &json!({"name": "Small", "tokens_per_minute": LIMIT})).await;
+    usable(&system, std::slice::from_ref(&key)).await;
+
+    let began = Instant::now();
+    let large = chat(&system, &key, 7000).await;
+    assert_eq!(large.status.as_u16(), 200);
+    let number = |answer: &Answer, name: &str| answer.header(name).unwrap().parse::<u64>().unwrap();
+    let taken = LIMIT - number(&large, "x-ratelimit-remaining-tokens");
+    assert!((FIRST + 1..FIRST + 200).contains(&taken), "{taken} were taken");
+    assert!(used(&large) > 7000, "and more than a minute's worth was used");
+
+    let owing = chat(&system, &key, 5).await;
     assert_eq!(code(&owing), (429, "rate_limit_exceeded".into()));
-    assert_eq!(owing.header("x-ratelimit-remaining-tokens"), Some("0"));
+    assert_eq!(number(&owing, "x-ratelimit-remaining-tokens"), 0);
+    // It waits for what is owed and for what it takes itself, less what has flowed in since.
+    let words = owing.json()["error"]["message"].as_str().unwrap().to_owned();
+    let asked: u64 = words.split_once("this request needs ").unwrap().1.split('.').next().unwrap().parse().unwrap();
+    assert!((6..200).contains(&asked), "what its prompt may be, and its own max_tokens: {words}");
+    let due = millis_of(used(&large) + asked - LIMIT);
+    let wait = number(&owing, "retry-after-ms");
+    let flowed = u64::try_from(began.elapsed().as_millis()).unwrap();
+    assert!((due.saturating_sub(flowed + 1)..=due).contains(&wait), "{wait} of {due}, {flowed} later");
+
+    until("what is owed to have flowed in", Duration::from_secs(60), async || {
+        let answer = chat(&system, &key, 5).await;
+        if answer.status.is_success() { Ok(()) } else { Err(code(&answer)) }
+    })
+    .await;
+    assert!(began.elapsed() >= Duration::from_millis(due - 1), "and not sooner: {:?} of {due}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -55,11 +55,6 @@ impl Prompt {
     }
 }
 
-/// What a text of so many bytes probably is, in tokens.
-pub(crate) const fn tokens_of(bytes: u64) -> u64 {
-    bytes.div_ceil(BYTES_PER_TOKEN)
-}
-
 /// Each text or list in a list is a prompt; all else, a list of token ids too, is one. An object may hold a list in
 /// `content`.
 fn prompts_in(value: &str) -> u64 {
@@ -217,6 +212,5 @@ mod tests {
     #[test]
     fn an_estimate_is_a_token_for_four_bytes() {
         assert_eq!(of(&COMPLETIONS, &json!({"prompt": "abcdefghi"})).estimate(), 3);
-        assert_eq!([tokens_of(0), tokens_of(1), tokens_of(4), tokens_of(5)], [0, 1, 1, 2]);
     }
 }

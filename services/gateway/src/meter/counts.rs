@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::said::{Choice, Part, Usage};
 
 /// Where engines put several tokens into one piece, a piece is not one token; a token is rarely longer than this.
-const LONG_TOKEN: u64 = 8;
+pub(super) const LONG_TOKEN: u64 = 8;
 
 /// Totals so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
-use super::counts::Totals;
+use super::counts::{LONG_TOKEN, Totals};
 use super::said::{Malformed, Said};
-use crate::admit::prompt::{Prompt, tokens_of};
+use crate::admit::prompt::Prompt;
 use crate::endpoint::{Endpoint, Wire};
 use crate::forward::Incoming;
 
@@ -43,30 +43,69 @@ pub(crate) fn read(wire: Wire, body: &[u8]) -> Result<Said, Malformed> {
     if said.is_answer { Ok(said) } else { Err(Malformed) }
 }
 
-/// Members that hold what a model wrote.
+/// Members of an answer with what a model made; others repeat what it was asked.
+const MADE: [&str; 3] = ["choices", "content", "output"];
+/// Members within them that hold what it wrote.
 const WRITTEN: [&str; 9] =
     ["content", "text", "reasoning", "reasoning_content", "thinking", "refusal", "arguments", "name", "input"];
 
-/// What an answer probably is, in tokens, where the engine tells no usage: by its text, and at least one for each choice.
+/// What an answer is at least, in tokens, where the engine tells no usage: nobody is billed for more than what came. It is
+/// what its text is at least, and one for each choice, whose end is a token too.
 pub(crate) fn estimate(endpoint: &Endpoint, prompt: &Prompt, said: &Said, body: &[u8]) -> Totals {
     let input = prompt.estimate();
     if !endpoint.generates() {
         return Totals { input, ..Totals::default() };
     }
-    let answer = serde_json::from_slice(body).unwrap_or_default();
-    let output = tokens_of(written(&answer, false)).max(said.choices.len() as u64);
-    Totals { input, output, reasoning: 0 }
+    let answer: Map<String, Value> = serde_json::from_slice(body).unwrap_or_default();
+    let mut written = Written::default();
+    for (name, value) in answer.iter().filter(|(name, _)| MADE.contains(&name.as_str())) {
+        written.member(name, value);
+    }
+    Totals { input, output: written.tokens().max(said.choices.len() as u64), reasoning: 0 }
 }
 
-/// Bytes of what a model wrote.
-fn written(value: &Value, by_model: bool) -> u64 {
-    match value {
-        Value::String(text) if by_model => text.len() as u64,
-        Value::Array(items) => items.iter().map(|item| written(item, by_model)).sum(),
-        Value::Object(fields) => {
-            fields.iter().map(|(name, value)| written(value, WRITTEN.contains(&name.as_str()))).sum()
+/// What a model wrote, to be counted without its tokenizer.
+#[derive(Debug, Default)]
+struct Written {
+    words: u64,
+    /// Of the words: a token may stand for any number of spaces.
+    bytes: u64,
+}
+
+impl Written {
+    /// The least number of tokens. No tokenizer in use makes one token of two words, and most make more; where nothing tells
+    /// words apart (Chinese, code without spaces) a token is still hardly longer than [`LONG_TOKEN`].
+    fn tokens(&self) -> u64 {
+        self.words.max(self.bytes / LONG_TOKEN)
+    }
+
+    fn text(&mut self, text: &str) {
+        for word in text.split_whitespace() {
+            self.words += 1;
+            self.bytes += word.len() as u64;
         }
-        _ => 0,
+    }
+
+    fn member(&mut self, name: &str, value: &Value) {
+        match value {
+            // What a tool is called with was written as JSON.
+            Value::Object(_) if name == "input" => self.text(&value.to_string()),
+            _ => self.read(value, WRITTEN.contains(&name)),
+        }
+    }
+
+    fn read(&mut self, value: &Value, by_model: bool) {
+        match value {
+            Value::String(text) if by_model => self.text(text),
+            Value::Array(items) => items.iter().for_each(|item| self.read(item, by_model)),
+            Value::Object(fields) => {
+                // Some engines have the same text under its old name and its new one.
+                let twice = fields.get("reasoning").is_some_and(Value::is_string);
+                let once = fields.iter().filter(|(name, _)| !twice || *name != "reasoning_content");
+                once.for_each(|(name, value)| self.member(name, value));
+            }
+            _ => {}
+        }
     }
 }
 
@@ -79,19 +118,32 @@ mod tests {
     use crate::endpoint::{CHAT, EMBEDDINGS, MESSAGES, RESPONSES};
 
     #[test]
-    fn what_the_engine_does_not_count_is_estimated_from_its_text() {
+    fn what_the_engine_does_not_count_is_no_more_than_its_words() {
         let prompt = Prompt { prompts: 1, bytes: 41, ..Prompt::default() };
         for (endpoint, answer, output) in [
-            (&CHAT, json!({"id": "x", "choices": [{"message": {"role": "assistant", "content": "nine char"}}]}), 3),
+            (
+                &CHAT,
+                json!({"id": "x", "choices": [{"message": {"role": "assistant", "content": " nine\n  char "}}]}),
+                2,
+            ),
             (&CHAT, json!({"choices": [{"text": ""}, {"text": ""}]}), 2),
+            (&CHAT, json!({"choices": [{"text": "東京特許許可局局長".repeat(8)}]}), 27),
+            (
+                &CHAT,
+                json!({"model": "two words", "choices": [{"message": {"content": null, "reasoning": "one two", "reasoning_content": "one two",
+                    "tool_calls": [{"id": "no words", "function": {"name": "three", "arguments": "{\"four\": 5}"}}]},
+                    "logprobs": {"content": [{"token": "one", "bytes": [111], "top_logprobs": []}]}}]}),
+                5,
+            ),
             (
                 &MESSAGES,
-                json!({"type": "message", "role": "assistant", "content": [{"type": "text", "text": "eightchr"}]}),
-                2,
+                json!({"type": "message", "role": "assistant", "content": [{"type": "text", "text": "one"}, {"type": "tool_use", "name": "two", "input": {"three": "four five"}}]}),
+                4,
             ),
             (
                 &RESPONSES,
-                json!({"object": "response", "output": [{"type": "message", "content": [{"type": "output_text", "text": "five5"}]}]}),
+                json!({"object": "response", "instructions": "say", "tools": [{"name": "no word of an answer"}],
+                    "output": [{"type": "message", "content": [{"type": "output_text", "text": "one two"}]}]}),
                 2,
             ),
             (&EMBEDDINGS, json!({"data": [{"embedding": "AAAA"}]}), 0),

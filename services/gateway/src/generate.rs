@@ -68,7 +68,7 @@ impl Gateway {
         let now = self.now();
         let names = if ask.endpoint.errors == ErrorShape::Anthropic { Names::Anthropic } else { Names::OpenAi };
         let (standing, room) = inner.limits.reserve(&caller, &model.id, &ask, settings).await;
-        let Room { reservation, max_tokens } = match room {
+        let Room { reservation, max_tokens, expected } = match room {
             Ok(room) => room,
             Err(refusal) => {
                 inner.recorder.metrics.refused.with_label_values(&[refusal.code]).inc();
@@ -87,7 +87,7 @@ impl Gateway {
             tenant: &caller.tenant,
             base: model.base.as_ref().unwrap_or(&model.id),
             want,
-            tokens: expected(&ask, max_tokens, settings),
+            tokens: expected,
             bytes: held.amount(),
             total: tokio::time::Instant::now() + settings.deadlines.total,
         };
@@ -201,13 +201,6 @@ impl Gateway {
         *answer.headers_mut() = passed_on(&head.headers);
         answer
     }
-}
-
-/// Tokens that a request is expected to use, for the queue: the bound of its input, and no more output than most ask for.
-fn expected(ask: &Ask, max_tokens: Option<u64>, settings: &Settings) -> u64 {
-    let usual = settings.queue.expected_output_tokens;
-    let output = ask.max_tokens.or(max_tokens).map_or(usual, |most| most.min(usual));
-    ask.input_bound(settings).saturating_add(ask.output_bound(output))
 }
 
 fn admission(

@@ -26,8 +26,8 @@ pub struct QueueSettings {
     /// `no_healthy_replica`. Where models are started on demand: the time that a start takes.
     #[serde(with = "duration")]
     pub no_replica_wait: Duration,
-    /// Tokens of output that a request is expected to use, if it does not ask for less: what its tenant is charged when it
-    /// goes, until it is known.
+    /// Tokens of output that a request is expected to use, if it does not ask for less, by a key and model that were never
+    /// seen: what its tenant is charged when it goes, until it is known.
     pub expected_output_tokens: u64,
     /// What the bands below the highest are sure of.
     pub floor_percent: FloorPercent,

@@ -23,7 +23,7 @@ use self::account::{Account, Balance, hard_quota};
 use self::accounts::Accounts;
 use self::levels::{Caps, Claim, Hold, Limited, Standing};
 use self::together::{Answer, Link, Membership};
-use self::usual::{Habit, Size};
+use self::usual::{Expected, Habit, Size};
 use super::caller::Caller;
 use super::request::Ask;
 use crate::endpoint::Wire;
@@ -77,6 +77,8 @@ pub(crate) struct Room {
     pub reservation: Reservation,
     /// `max_tokens` to send in the client's place.
     pub max_tokens: Option<u64>,
+    /// Tokens that the request is expected to use.
+    pub expected: u64,
 }
 
 impl Limits {
@@ -182,11 +184,11 @@ impl Limits {
     }
 
     fn room(&self, account: Arc<Mutex<Account>>, begun: Begun) -> Room {
-        let Begun { want: Want { max_tokens, habit, .. }, held, .. } = begun;
+        let Begun { want: Want { max_tokens, expected, habit, .. }, held, .. } = begun;
         self.metrics.reserved.add(gauge(held));
         let (accounts, gauge) = (Arc::clone(&self.accounts), self.metrics.reserved.clone());
         let reservation = Reservation { accounts, account, gauge, held, hold: None, used: 0, habit, sent: false };
-        Room { reservation, max_tokens }
+        Room { reservation, max_tokens, expected }
     }
 
     /// Asks all gateways together for a claim; without an answer it is taken of this one's share.
@@ -282,6 +284,8 @@ struct Want {
     bound: u64,
     /// What limits that bend are asked for.
     estimate: u64,
+    /// What it is charged before it is known.
+    expected: u64,
     max_tokens: Option<u64>,
     /// Where the request learns, if it is worth knowing.
     habit: Option<(Habit, Size)>,
@@ -291,36 +295,39 @@ impl Asked<'_> {
     /// `left`: what a hard quota still gives.
     fn want(&self, account: &mut Account, caller: &Caller, left: u64) -> Want {
         let Self { model, ask, settings } = self;
-        let per_minute = caps(caller).tokens_per_minute();
         let input_bound = ask.input_bound(settings);
-        let answers = ask.output_bound(1);
-        let size = Size { input_bound, answers };
-        let limited = per_minute.is_some() || caller.tenant.plan.tokens_per_period.is_some();
+        let size = Size { input_bound, answers: ask.output_bound(1) };
         // What costs nothing teaches nothing of what costs.
-        if !limited || ask.endpoint.wire == Wire::Free {
-            let most = ask.output_bound(ask.max_tokens.unwrap_or(settings.default_max_tokens));
-            let bound = input_bound.saturating_add(most);
-            return Want { bound, estimate: bound.min(MOST), max_tokens: None, habit: None };
-        }
-        let habit = account.usual.habit(caller.key, model);
+        let habit = (ask.endpoint.wire != Wire::Free).then(|| account.usual.habit(caller.key, model));
+        let seen = habit.and_then(|habit| account.usual.expected(habit, size));
         let limits = &settings.limits;
-        let usual = account.usual.estimate(habit, size).map(|(input, output)| limits.with_margin(input, output));
-        let first = (input_bound, limits.first_estimate_tokens.saturating_mul(answers));
-        let (input, output) = usual.unwrap_or(first);
+        let first = (input_bound, limits.first_estimate_tokens.saturating_mul(size.answers));
+        let (input, output) =
+            seen.map_or(first, |Expected { most: (input, output), .. }| limits.with_margin(input, output));
         let input = input.min(input_bound);
-        let max_tokens = ask.max_tokens.is_none().then(|| {
+        let per_minute = caps(caller).tokens_per_minute();
+        let limited = habit.is_some() && (per_minute.is_some() || caller.tenant.plan.tokens_per_period.is_some());
+        let max_tokens = (limited && ask.max_tokens.is_none()).then(|| {
             let wanted = ask.default_max_tokens(settings.default_max_tokens);
             let room =
                 per_minute.map_or(u64::MAX, |limit| limit.saturating_sub(input)).min(left.saturating_sub(input_bound));
-            let each = room / answers.max(1);
+            let each = room / size.answers.max(1);
             if each >= LEAST_DEFAULT.min(wanted) { wanted.min(each) } else { wanted }
         });
-        let most = ask.output_bound(ask.max_tokens.or(max_tokens).unwrap_or(settings.default_max_tokens));
+        let named = ask.max_tokens.or(max_tokens);
+        let most = ask.output_bound(named.unwrap_or(settings.default_max_tokens));
         let bound = input_bound.saturating_add(most);
         // A limit per minute limits the rate, not the size of a request: one that is larger waits for a full bucket, and
         // leaves a debt.
         let estimate = input.saturating_add(output.min(most)).min(per_minute.unwrap_or(MOST).max(1));
-        Want { bound, estimate, max_tokens, habit: Some((habit, size)) }
+        let expected = match seen {
+            Some(Expected { mean: (input, output), .. }) => input.min(input_bound).saturating_add(output.min(most)),
+            None => {
+                let unseen = settings.queue.expected_output_tokens;
+                input_bound.saturating_add(ask.output_bound(named.map_or(unseen, |named| named.min(unseen))))
+            }
+        };
+        Want { bound, estimate, expected, max_tokens, habit: habit.map(|habit| (habit, size)) }
     }
 }
 

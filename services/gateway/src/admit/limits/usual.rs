@@ -45,6 +45,10 @@ impl Average {
         self.mean = toward(self.mean, value, 8);
     }
 
+    fn mean(self) -> u64 {
+        self.mean >> FRACTION
+    }
+
     fn high(self) -> u64 {
         (self.mean + 4 * self.deviation) >> FRACTION
     }
@@ -67,6 +71,15 @@ pub(crate) struct Size {
     pub answers: u64,
 }
 
+/// What requests of a key and a model use, in tokens of input and of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Expected {
+    /// On average: what the queue charges beforehand.
+    pub mean: (u64, u64),
+    /// Usually at most: what limits per minute are asked for.
+    pub most: (u64, u64),
+}
+
 /// See the module. Of one tenant.
 #[derive(Debug, Default)]
 pub(crate) struct Usual {
@@ -81,13 +94,18 @@ impl Usual {
         Habit(self.hasher.hash_one((key, model)))
     }
 
-    /// Tokens of input and of output that a request of this size usually uses at most; none before the first was seen.
-    pub(crate) fn estimate(&mut self, habit: Habit, size: Size) -> Option<(u64, u64)> {
+    /// What a request of this size is expected to use; none before the first was seen.
+    pub(crate) fn expected(&mut self, habit: Habit, size: Size) -> Option<Expected> {
         self.requests += 1;
         let seen = self.seen.get_mut(&habit)?;
         seen.at = self.requests;
-        let input = seen.input.high().saturating_mul(size.input_bound).div_ceil(WHOLE);
-        Some((input, seen.output.high().saturating_mul(size.answers)))
+        let of = |input: u64, output: u64| {
+            (input.saturating_mul(size.input_bound).div_ceil(WHOLE), output.saturating_mul(size.answers))
+        };
+        Some(Expected {
+            mean: of(seen.input.mean(), seen.output.mean()),
+            most: of(seen.input.high(), seen.output.high()),
+        })
     }
 
     /// A request of this size used so much.
@@ -121,24 +139,29 @@ mod tests {
         usual.habit(ApiKeyId(Uuid::from_u128(key)), &"llama".parse().unwrap())
     }
 
+    fn most(usual: &mut Usual, habit: Habit, size: Size) -> Option<(u64, u64)> {
+        usual.expected(habit, size).map(|expected| expected.most)
+    }
+
     #[test]
     fn steady_use_is_expected_exactly_and_one_outlier_is_soon_forgotten() {
         let mut usual = Usual::default();
         let of = habit(&usual, 1);
-        assert_eq!(usual.estimate(of, ONE), None);
+        assert_eq!(most(&mut usual, of, ONE), None);
         usual.learn(of, ONE, 1000, 200);
-        assert_eq!(usual.estimate(of, ONE), Some((3000, 600)), "one is not much to go by");
+        let mean = (1000, 200);
+        assert_eq!(usual.expected(of, ONE), Some(Expected { mean, most: (3000, 600) }), "one is not much to go by");
         for _ in 0..60 {
             usual.learn(of, ONE, 1000, 200);
         }
-        assert_eq!(usual.estimate(of, ONE), Some((1000, 200)));
-        assert_eq!(usual.estimate(of, Size { input_bound: 8192, answers: 3 }), Some((2000, 600)));
+        assert_eq!(most(&mut usual, of, ONE), Some((1000, 200)));
+        assert_eq!(most(&mut usual, of, Size { input_bound: 8192, answers: 3 }), Some((2000, 600)));
         usual.learn(of, ONE, 1000, 100_000);
-        assert!(usual.estimate(of, ONE).unwrap().1 > 100_000);
+        assert!(most(&mut usual, of, ONE).unwrap().1 > 100_000);
         for _ in 0..60 {
             usual.learn(of, ONE, 1000, 200);
         }
-        assert!(usual.estimate(of, ONE).unwrap().1 < 250);
+        assert!(most(&mut usual, of, ONE).unwrap().1 < 250);
     }
 
     #[test]
@@ -147,13 +170,13 @@ mod tests {
         let first = habit(&usual, 0);
         usual.learn(first, ONE, 5, 5);
         for key in 1..=2 * REMEMBERED as u128 {
-            assert!(usual.estimate(first, ONE).is_some());
+            assert!(most(&mut usual, first, ONE).is_some());
             let of = habit(&usual, key);
             usual.learn(of, ONE, 5, 5);
         }
         assert_eq!(usual.seen.len(), REMEMBERED);
         let (old, new) = (habit(&usual, 1), habit(&usual, 2 * REMEMBERED as u128));
-        assert_eq!((usual.estimate(old, ONE), usual.estimate(new, ONE).is_some()), (None, true));
+        assert_eq!((most(&mut usual, old, ONE), most(&mut usual, new, ONE).is_some()), (None, true));
     }
 
     proptest! {
@@ -171,11 +194,11 @@ mod tests {
                 let output = low + span * part / 1000;
                 if at >= 260 {
                     tried += 1;
-                    covered += u32::from(usual.estimate(of, ONE).unwrap().1 >= output);
+                    covered += u32::from(most(&mut usual, of, ONE).unwrap().1 >= output);
                 }
                 usual.learn(of, ONE, 10, output);
             }
-            let (_, estimate) = usual.estimate(of, ONE).unwrap();
+            let (_, estimate) = most(&mut usual, of, ONE).unwrap();
             prop_assert!(low <= estimate && estimate <= 5 * (low + span) + 8, "{estimate}");
             prop_assert!(covered * 10 >= tried * 9, "{covered} of {tried}");
         }
@@ -187,7 +210,7 @@ mod tests {
             for (input_bound, answers, input, output) in values {
                 let size = Size { input_bound, answers };
                 usual.learn(of, size, input, output);
-                usual.estimate(of, size).unwrap();
+                most(&mut usual, of, size).unwrap();
             }
         }
     }

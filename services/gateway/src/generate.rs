@@ -28,7 +28,6 @@ use crate::meter::whole;
 use crate::queue::{Entry, Need, NoTurn, Over, Turn};
 use crate::record::{Arrived, End, Meter};
 use crate::route::{Prefix, Want};
-use crate::settings::Settings;
 
 impl Gateway {
     /// Answers a request to an endpoint of replicas.

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod gateway;
 mod generate;
 mod kind;
+mod labels;
 mod meter;
 mod models;
 mod object;

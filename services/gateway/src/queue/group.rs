@@ -19,6 +19,7 @@ use super::metrics::QueueMetrics;
 use super::schedule::{Arrival, Place, Schedule};
 use super::{NoTurn, Turn};
 use crate::admit::policy::Tenant;
+use crate::labels::OTHER;
 use crate::route::{Picked, Pool, Prefix, Want};
 
 /// Requests that may go to the same replicas: what one of them finds full, all of them do.
@@ -135,8 +136,9 @@ impl Group {
         let new = || Arc::new(Counter::new(Arc::clone(&self.levels[band])));
         // What it was served stays, whatever its plan is called.
         let counter = seats.get(&tenant.id).map_or_else(new, |seat| Arc::clone(&seat.counter));
-        let seconds = metrics.seconds.with_label_values(&[plan.as_str()]);
-        let length = metrics.length.with_label_values(&[tier.as_str(), plan.as_str()]);
+        let label = metrics.labels.plan(plan);
+        let seconds = metrics.seconds.with_label_values(&[label]);
+        let length = metrics.length.with_label_values(&[tier.as_str(), label]);
         let seat = Arc::new(Seat { counter, plan: plan.clone(), seconds, length });
         seats.insert(tenant.id.clone(), Arc::clone(&seat));
         seat
@@ -228,7 +230,11 @@ impl Group {
             let of_band = schedule.tenants().filter(|(at, ..)| *at == band);
             fairness.tick(of_band.map(|(_, tenant, counter)| (tenant.clone(), counter.service())));
             let tier = ServiceTier::ALL[band].as_str();
-            metrics.fairness.with_label_values(&[self.model.as_str(), tier]).set(fairness.index());
+            // Those of several models are not one figure.
+            let model = metrics.labels.model(&self.model);
+            if model != OTHER {
+                metrics.fairness.with_label_values(&[model, tier]).set(fairness.index());
+            }
         }
         drop(state);
         for seats in &self.seats {

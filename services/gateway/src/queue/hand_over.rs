@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{Need, NoTurn, Over, Queue};
 use crate::admit::policy::Tenant;
+use crate::labels::Labels;
 use crate::route::metrics::RouteMetrics;
 use crate::route::{Pool, Prefix, Want};
 use crate::settings::{Overload, QueueSettings, Routing};
@@ -45,7 +46,8 @@ fn bench(settings: QueueSettings, slots: u32) -> Bench {
     if slots > 0 {
         pool.take(&state(slots));
     }
-    let queue = Arc::new(Queue::new(settings, &Overload::default(), Arc::clone(&pool), &metrics).unwrap());
+    let queue = Queue::new(settings, &Overload::default(), Arc::clone(&pool), &metrics, Labels::new(9)).unwrap();
+    let queue = Arc::new(queue);
     Bench { pool, queue, metrics }
 }
 

@@ -29,6 +29,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::admit::policy::Tenant;
+use crate::labels::Labels;
 use crate::route::{Lease, Picked, Pool, Want};
 use crate::settings::{FloorPercent, Overload, QueueSettings};
 pub(crate) use budget::{Budget, Held, Over};
@@ -123,6 +124,7 @@ impl Queue {
         overload: &Overload,
         pool: Arc<Pool>,
         metrics: &Metrics,
+        labels: Arc<Labels>,
     ) -> Result<Self, runtime::metrics::Error> {
         Ok(Self {
             pool,
@@ -130,7 +132,7 @@ impl Queue {
             requests: Budget::new(settings.max_waiting, settings.max_waiting_per_tenant),
             bytes: Budget::new(settings.max_bytes, settings.max_bytes_per_tenant),
             bodies: Budget::new(overload.max_body_bytes_in_flight, overload.tenant_bytes()),
-            metrics: QueueMetrics::new(metrics)?,
+            metrics: QueueMetrics::new(metrics, labels)?,
             settings,
             begun: Notify::new(),
             closed: Shutdown::new(),

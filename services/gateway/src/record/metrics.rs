@@ -1,12 +1,13 @@
 //! The gateway's metrics, made once.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
 use runtime::Metrics;
 use runtime::metrics::{Error, Histogram, Name, SECONDS};
 
 use super::series::AllSeries;
+use crate::labels::Labels;
 
 /// The statuses that have a count of their own.
 const STATUSES: std::ops::Range<u16> = 200..600;
@@ -29,10 +30,10 @@ pub(crate) struct GatewayMetrics {
 }
 
 impl GatewayMetrics {
-    /// Made once per registry; so many models and plans are told apart.
-    pub(crate) fn new(metrics: &Metrics, max_label_values: usize) -> Result<Self, Error> {
+    /// Made once per registry.
+    pub(crate) fn new(metrics: &Metrics, labels: Arc<Labels>) -> Result<Self, Error> {
         Ok(Self {
-            series: AllSeries::new(metrics, max_label_values)?,
+            series: AllSeries::new(metrics, labels)?,
             responses: metrics.counters(Name::GatewayResponses, &["status"])?,
             by_status: STATUSES.map(|_| OnceLock::new()).collect(),
             refused: metrics.counters(Name::GatewayRefused, &["code"])?,

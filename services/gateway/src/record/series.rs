@@ -1,6 +1,6 @@
 //! The metrics of one endpoint, model and plan: found once per request, and touched without a look-up after that.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -11,8 +11,7 @@ use runtime::Metrics;
 use runtime::metrics::{ANSWER_SECONDS, Error, FIRST_TOKEN_SECONDS, Name, TOKEN_SECONDS};
 use schemas::event::EndReason;
 
-/// What comes after the most values of a label.
-const OTHER: &str = "other";
+use crate::labels::Labels;
 
 /// The metrics of one endpoint, model and plan.
 #[derive(Debug)]
@@ -54,20 +53,13 @@ pub(crate) struct AllSeries {
     between_tokens: HistogramVec,
     unpriced: IntCounterVec,
     known: ArcSwap<Known>,
-    told_apart: Mutex<ToldApart>,
-    most: usize,
-}
-
-/// The models and plans that have a name of their own in metrics.
-#[derive(Debug, Default)]
-struct ToldApart {
-    models: HashSet<ModelId>,
-    plans: HashSet<PlanId>,
+    labels: Arc<Labels>,
+    making: Mutex<()>,
 }
 
 impl AllSeries {
-    /// None yet; so many models and plans will be told apart.
-    pub(crate) fn new(metrics: &Metrics, most: usize) -> Result<Self, Error> {
+    /// None yet.
+    pub(crate) fn new(metrics: &Metrics, labels: Arc<Labels>) -> Result<Self, Error> {
         let by = &["model", "plan"];
         Ok(Self {
             requests: metrics.counters(Name::GatewayRequests, &["endpoint", "model", "plan", "end_reason"])?,
@@ -77,8 +69,8 @@ impl AllSeries {
             between_tokens: metrics.histograms(Name::GatewayInterToken, by, TOKEN_SECONDS)?,
             unpriced: metrics.counters(Name::GatewayUnpriced, &["model"])?,
             known: ArcSwap::default(),
-            told_apart: Mutex::default(),
-            most,
+            labels,
+            making: Mutex::default(),
         })
     }
 
@@ -92,11 +84,11 @@ impl AllSeries {
             return found;
         }
         // Held until what is made is known, so that nobody makes it twice.
-        let mut told_apart = self.told_apart.lock().unwrap_or_else(PoisonError::into_inner);
+        let _making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = find(&self.known.load()) {
             return found;
         }
-        let series = Arc::new(self.make(endpoint, &mut told_apart, model, plan));
+        let series = Arc::new(self.make(endpoint, model, plan));
         let mut known = Known::clone(&self.known.load());
         let endpoints = known.entry(model.clone()).or_default().entry(plan.clone()).or_default();
         endpoints.push((endpoint.to_owned(), Arc::clone(&series)));
@@ -104,9 +96,8 @@ impl AllSeries {
         series
     }
 
-    fn make(&self, endpoint: &str, told_apart: &mut ToldApart, model: &ModelId, plan: &PlanId) -> Series {
-        let model = label(&mut told_apart.models, model, self.most, ModelId::as_str);
-        let plan = label(&mut told_apart.plans, plan, self.most, PlanId::as_str);
+    fn make(&self, endpoint: &str, model: &ModelId, plan: &PlanId) -> Series {
+        let (model, plan) = (self.labels.model(model), self.labels.plan(plan));
         let ended = |reason: &EndReason| self.requests.with_label_values(&[endpoint, model, plan, reason.as_str()]);
         let counted = |class: &TokenClass| self.tokens.with_label_values(&[model, plan, class.as_str()]);
         Series {
@@ -120,22 +111,6 @@ impl AllSeries {
     }
 }
 
-/// The label of a value: its own as long as there are not too many.
-fn label<'a, T: Clone + Eq + std::hash::Hash>(
-    told_apart: &mut HashSet<T>,
-    value: &'a T,
-    most: usize,
-    text: fn(&'a T) -> &'a str,
-) -> &'a str {
-    if !told_apart.contains(value) {
-        if told_apart.len() >= most {
-            return OTHER;
-        }
-        told_apart.insert(value.clone());
-    }
-    text(value)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,7 +118,7 @@ mod tests {
     #[test]
     fn the_same_labels_are_the_same_series_and_too_many_are_other() {
         let metrics = Metrics::new();
-        let all = AllSeries::new(&metrics, 2).unwrap();
+        let all = AllSeries::new(&metrics, Labels::new(2)).unwrap();
         let of = |model: &str, plan: &str| all.of("/v1/x", &model.parse().unwrap(), &plan.parse().unwrap());
         let complete = |series: &Series| series.requests(EndReason::Complete).unwrap().clone();
         assert!(Arc::ptr_eq(&of("a", "p"), &of("a", "p")));

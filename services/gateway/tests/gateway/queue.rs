@@ -282,3 +282,45 @@ async fn what_was_really_used_decides_who_is_next() {
     drop(asked);
     world.stop().await;
 }
+
+#[tokio::test]
+async fn a_tenant_is_charged_what_its_key_is_known_to_use_and_not_what_it_asks_for() {
+    const SLOTS: usize = 6;
+    const THIRD: &str = "tg_third";
+    let replica = simulator(SimulatorSettings::default()).await;
+    let mut setup = gated(&[&replica], SLOTS as u32);
+    // One that comes later has no name in metrics.
+    setup.settings.telemetry.max_label_values = 2;
+    let mut world = with_other(setup, unlimited()).await;
+    world.control.tenant("third", unlimited(), THIRD);
+    world.publish();
+    while world.send(Method::GET, "/v1/models", &[("x-api-key", THIRD)], "").await.status() != 200 {}
+    // Both ask for as much; one uses all of it, the other a twentieth.
+    for _ in 0..3 {
+        for (key, tokens) in [(KEY, 10), (OTHER, 200)] {
+            let answer = whole(open_as(&world, key, &chat(&format!("hello [[tokens:{tokens}]]"), 200)).await).await;
+            assert_eq!(answer.status, 200);
+        }
+    }
+    let silent = stream("hello [[fault:stall:1:0]]", 200, false);
+    let mut held = Vec::new();
+    for _ in 0..SLOTS {
+        held.push(open_as(&world, THIRD, &silent).await);
+    }
+    let mut asked = FuturesUnordered::new();
+    for key in [KEY, OTHER].repeat(SLOTS) {
+        asked.push(open_as(&world, key, &silent));
+    }
+    tokio::select! {
+        _ = asked.next() => panic!("the engine has enough to do"),
+        () = waiting(&world, 2 * SLOTS) => {}
+    }
+    drop(held);
+    waiting(&world, SLOTS).await;
+    // While all that went is open, each one's charge is what it is expected to use.
+    let left = |plan: &str| world.metric(&format!("tollgate_gateway_queue_length{{plan=\"{plan}\",tier=\"default\"}}"));
+    assert_eq!((left("plan"), left("plan-other")), (1.0, 5.0));
+    assert_eq!(world.metric("tollgate_gateway_queue_seconds_count{plan=\"other\"}"), SLOTS as f64);
+    drop(asked);
+    world.stop().await;
+}

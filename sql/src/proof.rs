@@ -46,12 +46,57 @@ pub struct Position {
 
 /// One kind of rows of one source: kind, source, rows, first, end, lengths, squares, folded, duplicates, dead, marks, log
 /// time, chain, and (last number, watermark, end, next source).
-type Group = (i8, WireUuid, u64, i64, i64, i64, i64, i64, i64, i64, i64, i64, [u8; 32], (u64, i64, i8, WireUuid));
+type WireGroup = (i8, WireUuid, u64, i64, i64, i64, i64, i64, i64, i64, i64, i64, [u8; 32], (u64, i64, i8, WireUuid));
 
 #[derive(Row, Deserialize)]
 struct Answer {
     now_ms: i64,
-    groups: Vec<Group>,
+    groups: Vec<WireGroup>,
+}
+
+/// All rows of one kind and source of a line, summed up: what a proof is made of. A simulation of ClickHouse makes them too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Which rows.
+    pub kind: Kind,
+    /// Of which source; nil for chunks.
+    pub source: SourceId,
+    /// How many.
+    pub rows: u64,
+    /// The lowest first offset of their chunks.
+    pub first: i64,
+    /// The highest end.
+    pub end: i64,
+    /// Σ (end − first).
+    pub lengths: i64,
+    /// Σ (end² − first²).
+    pub squares: i64,
+    /// Σ of the chunks' counts.
+    pub counts: OutcomeCounts,
+    /// The highest log time, milliseconds.
+    pub log_time_ms: i64,
+    /// The chain of the row with the highest end.
+    pub chain: [u8; 32],
+    /// The state in the row with the highest first offset.
+    pub state: SourceState,
+}
+
+fn group(wire: WireGroup) -> Result<Group, QueryError> {
+    let (kind, source, rows, first, end, lengths, squares, folded, duplicates, dead, marks, log_time_ms, chain, state) =
+        wire;
+    Ok(Group {
+        kind: Kind::of(kind).ok_or_else(|| QueryError::Mismatch(format!("rows of the unknown kind {kind}")))?,
+        source: SourceId(source.0),
+        rows,
+        first,
+        end,
+        lengths,
+        squares,
+        counts: OutcomeCounts { folded, duplicates, dead, marks },
+        log_time_ms,
+        chain,
+        state: source_state(state)?,
+    })
 }
 
 impl ClickHouse {
@@ -62,7 +107,8 @@ impl ClickHouse {
     /// No answer, or a damaged table, on which nothing must be built.
     pub async fn prove(&self, table: Table, partition: i32) -> Result<Proof, ProofError> {
         let answer: Answer = self.through_projection(PROOF, table, partition, |a: &Answer| a.groups.is_empty()).await?;
-        examine(table, partition, answer)
+        let groups: Vec<Group> = answer.groups.into_iter().map(group).collect::<Result<_, _>>()?;
+        Proof::of(table, partition, answer.now_ms, groups)
     }
 
     /// The next offset alone: the read-back after an insert.
@@ -104,64 +150,55 @@ impl ClickHouse {
     }
 }
 
-/// Checks what ClickHouse says of a line: each offset from 0 is there exactly once, with its outcome and its row.
-fn examine(table: Table, partition: i32, answer: Answer) -> Result<Proof, ProofError> {
-    let mut proof = Proof {
-        position: 0,
-        log_time_ms: i64::MIN,
-        chain: [0; 32],
-        sources: BTreeMap::new(),
-        counts: OutcomeCounts::default(),
-        now_ms: answer.now_ms,
-    };
-    let (mut data_rows, mut dead_rows) = (0_u64, 0_u64);
-    for group in answer.groups {
-        let (
-            kind,
-            source,
-            rows,
-            first,
-            end,
-            lengths,
-            squares,
-            folded,
-            duplicates,
-            dead,
-            marks,
-            log_time_ms,
-            chain,
-            state,
-        ) = group;
-        match Kind::of(kind) {
-            Some(Kind::Data) => data_rows += rows,
-            Some(Kind::Dead) => dead_rows += rows,
-            Some(Kind::Source) => {
-                proof.sources.insert(SourceId(source.0), source_state(state)?);
-            }
-            Some(Kind::Chunk) => {
-                if first != 0 {
-                    return Err(ProofError::NoBeginning { table, partition, first });
+impl Proof {
+    /// Checks what ClickHouse says of a line: each offset from 0 is there exactly once, with its outcome and its row.
+    ///
+    /// # Errors
+    /// A damaged table, on which nothing must be built.
+    pub fn of(
+        table: Table,
+        partition: i32,
+        now_ms: i64,
+        groups: impl IntoIterator<Item = Group>,
+    ) -> Result<Self, ProofError> {
+        let mut proof = Self {
+            position: 0,
+            log_time_ms: i64::MIN,
+            chain: [0; 32],
+            sources: BTreeMap::new(),
+            counts: OutcomeCounts::default(),
+            now_ms,
+        };
+        let (mut data_rows, mut dead_rows) = (0_u64, 0_u64);
+        for Group { kind, source, rows, first, end, lengths, squares, counts, log_time_ms, chain, state } in groups {
+            match kind {
+                Kind::Data => data_rows += rows,
+                Kind::Dead => dead_rows += rows,
+                Kind::Source => {
+                    proof.sources.insert(source, state);
                 }
-                // A chunk too many and one too few may hide each other in the sum of lengths, not in that of squares.
-                if lengths != end || squares != end.wrapping_mul(end) {
-                    return Err(ProofError::NotOnce { table, partition, position: end, lengths });
+                Kind::Chunk => {
+                    if first != 0 {
+                        return Err(ProofError::NoBeginning { table, partition, first });
+                    }
+                    // A chunk too many and one too few may hide each other in the sum of lengths, not in that of squares.
+                    if lengths != end || squares != end.wrapping_mul(end) {
+                        return Err(ProofError::NotOnce { table, partition, position: end, lengths });
+                    }
+                    (proof.position, proof.log_time_ms, proof.chain, proof.counts) = (end, log_time_ms, chain, counts);
                 }
-                proof.position = end;
-                (proof.log_time_ms, proof.chain) = (log_time_ms, chain);
-                proof.counts = OutcomeCounts { folded, duplicates, dead, marks };
             }
-            None => return Err(QueryError::Mismatch(format!("{table} holds rows of the unknown kind {kind}")).into()),
         }
+        let unbalanced = |what| Err(ProofError::Unbalanced { table, partition, what });
+        let counts = proof.counts;
+        if counts.total() != Some(proof.position) {
+            return unbalanced(format!("the outcomes {counts:?} do not add up to {} offsets", proof.position));
+        }
+        if (u64::try_from(counts.folded), u64::try_from(counts.dead)) != (Ok(data_rows), Ok(dead_rows)) {
+            return unbalanced(format!("{data_rows} data rows and {dead_rows} dead rows for {counts:?}"));
+        }
+        Ok(proof)
     }
-    let unbalanced = |what| Err(ProofError::Unbalanced { table, partition, what });
-    let counts = proof.counts;
-    if counts.total() != Some(proof.position) {
-        return unbalanced(format!("the outcomes {counts:?} do not add up to {} offsets", proof.position));
-    }
-    if (u64::try_from(counts.folded), u64::try_from(counts.dead)) != (Ok(data_rows), Ok(dead_rows)) {
-        return unbalanced(format!("{data_rows} data rows and {dead_rows} dead rows for {counts:?}"));
-    }
-    Ok(proof)
 }
 
 fn source_state((last_seq, watermark, end, next): (u64, i64, i8, WireUuid)) -> Result<SourceState, QueryError> {
@@ -180,18 +217,26 @@ mod tests {
     use proptest::prelude::*;
 
     /// What the projection would say of these chunks, all of whose offsets are marks.
-    fn said(chunks: &[(i64, i64)]) -> Answer {
+    fn said(chunks: &[(i64, i64)]) -> Vec<Group> {
         let sum = |of: fn(&(i64, i64)) -> i64| chunks.iter().map(of).sum::<i64>();
         let lengths = sum(|(first, end)| end - first);
-        let first = chunks.iter().map(|c| c.0).min().unwrap();
-        let end = chunks.iter().map(|c| c.1).max().unwrap();
-        let squares = sum(|(first, end)| end * end - first * first);
-        let nobody = WireUuid::default();
-        let state = (0, 0, 0, nobody);
-        let rows = chunks.len() as u64;
-        let kind = Kind::Chunk.code();
-        let group = (kind, nobody, rows, first, end, lengths, squares, 0, 0, 0, lengths, 5, [9; 32], state);
-        Answer { now_ms: 1, groups: vec![group] }
+        vec![Group {
+            kind: Kind::Chunk,
+            source: SourceId(uuid::Uuid::nil()),
+            rows: chunks.len() as u64,
+            first: chunks.iter().map(|c| c.0).min().unwrap(),
+            end: chunks.iter().map(|c| c.1).max().unwrap(),
+            lengths,
+            squares: sum(|(first, end)| end * end - first * first),
+            counts: OutcomeCounts { marks: lengths, ..OutcomeCounts::default() },
+            log_time_ms: 5,
+            chain: [9; 32],
+            state: SourceState { last_seq: 0, watermark: Micros(0), end: None },
+        }]
+    }
+
+    fn examine(table: Table, partition: i32, groups: Vec<Group>) -> Result<Proof, ProofError> {
+        Proof::of(table, partition, 1, groups)
     }
 
     #[test]
@@ -204,7 +249,7 @@ mod tests {
         assert!(matches!(hole, ProofError::NotOnce { .. }), "{hole}");
         let late = examine(table, 0, said(&[(10, 20)])).unwrap_err();
         assert!(matches!(late, ProofError::NoBeginning { first: 10, .. }), "{late}");
-        assert_eq!(examine(table, 0, Answer { now_ms: 1, groups: vec![] }).unwrap().position, 0);
+        assert_eq!(examine(table, 0, vec![]).unwrap().position, 0);
     }
 
     proptest! {

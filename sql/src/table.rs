@@ -47,7 +47,7 @@ impl std::fmt::Display for Table {
 
 /// What a row of a raw table is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// A folded record.
     #[default]
     Data,

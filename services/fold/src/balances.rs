@@ -93,7 +93,7 @@ impl Balances {
 
     /// Takes the record at `offset`, with what it adds. Each offset is taken once: what is read again adds nothing.
     pub(crate) fn take(&mut self, offset: i64, used: Option<&Use<'_>>, zones: &impl Zones) {
-        if offset < self.offset {
+        if offset < self.offset && !left_out!(BalanceOnce) {
             return;
         }
         self.offset = offset.saturating_add(1);

@@ -53,6 +53,8 @@ pub(crate) enum Call<D> {
     Prove { with_totals: bool },
     /// The ids of the events with these numbers.
     EventIds(Vec<(SourceId, u64)>),
+    /// Its dead letters, to the topic of their copies.
+    Copy(Arc<ChunkRows<D>>),
     /// A chunk under its token and deadline.
     Insert { rows: Arc<ChunkRows<D>>, retry: u32, insert_before_ms: i64 },
     /// The position alone.
@@ -64,6 +66,7 @@ pub(crate) enum Call<D> {
 pub(crate) enum Answer {
     Proof(Result<Proof, StoreError>),
     EventIds(Result<Vec<EventAt>, StoreError>),
+    Copied(Result<(), String>),
     Inserted(Result<(), Refused>),
     Position(Result<Position, StoreError>),
 }

@@ -1,13 +1,15 @@
 //! What one line does next: proof, read, cut, insert, read back. No I/O and no clock: a simulation drives the same code.
 
+mod answers;
+
 use std::sync::Arc;
 
-use sql::{ChunkRows, Position, Proof};
+use sql::ChunkRows;
 use stream::cut::CutPolicy;
 use stream::line::{LineState, LogRecord};
 
-use crate::call::{Answer, Call, Event, Refused, Standstill, StoreError, Taken};
-use crate::chunk::{ClosedChunk, OpenChunk, proven};
+use crate::call::{Call, Standstill, Taken};
+use crate::chunk::{ClosedChunk, OpenChunk};
 use crate::event::FoldEvent;
 
 /// What an insert may take, milliseconds by ClickHouse's clock: PROTOCOL rule 14.
@@ -45,6 +47,8 @@ enum Phase {
     Read,
     /// Resends of a closed chunk are asked for.
     Settle,
+    /// Dead letters of a chunk are to be copied.
+    Copy,
     /// A chunk is to be written.
     Insert,
     /// A chunk was written, or so it seems.
@@ -66,6 +70,8 @@ struct Base {
 struct Cut<D> {
     rows: Arc<ChunkRows<D>>,
     retry: u32,
+    /// Whether its dead letters are in their topic.
+    copied: bool,
 }
 
 /// One line: the state of one topic and partition on its way into ClickHouse.
@@ -166,7 +172,7 @@ impl<E: FoldEvent> Driver<E> {
             return self.read_before(record);
         }
         let is_ours = record.offset >= base.position;
-        if is_ours && self.open.is_full_for(record, &self.cuts.block) {
+        if is_ours && self.open.is_full_for(record, &self.cuts.block) && !left_out!(Block) {
             return Taken::NoRoom;
         }
         let step = match self.tip.step::<E>(record) {
@@ -183,7 +189,7 @@ impl<E: FoldEvent> Driver<E> {
         });
         if is_ours {
             self.open.put(record, step.outcome, &self.tip, now_ms);
-        } else if self.tip.position == base.position && self.tip.chain.0 != base.chain {
+        } else if self.tip.position == base.position && !same(self.tip.chain.0, base.chain) {
             self.stand_still(other_chain(base.position));
         }
         Taken::Stepped
@@ -212,6 +218,7 @@ impl<E: FoldEvent> Driver<E> {
             Phase::Doubt { .. } => Some(Call::Prove { with_totals: self.with_totals }),
             Phase::Read => self.close_if_due(now_ms),
             Phase::Settle => None,
+            Phase::Copy => self.copy(),
             Phase::Insert => self.insert(),
             Phase::ReadBack => Some(Call::Position),
         };
@@ -232,7 +239,7 @@ impl<E: FoldEvent> Driver<E> {
                 let due = self.open.due_in_ms(now_ms, &self.cuts.due);
                 Some(due.unwrap_or_else(|| IDLE_MS.saturating_sub(self.idle_for_ms(now_ms))))
             }
-            Phase::Settle | Phase::Insert | Phase::ReadBack => Some(0),
+            Phase::Settle | Phase::Copy | Phase::Insert | Phase::ReadBack => Some(0),
         }
     }
 
@@ -265,7 +272,7 @@ impl<E: FoldEvent> Driver<E> {
         let (closed, resends) = open.close(self.partition, &self.tip);
         if resends.is_empty() {
             self.cut(closed);
-            return self.insert();
+            return self.copy();
         }
         self.closed = Some(closed);
         self.phase = Phase::Settle;
@@ -273,8 +280,19 @@ impl<E: FoldEvent> Driver<E> {
     }
 
     fn cut(&mut self, closed: ClosedChunk<E::Row>) {
-        self.cut = Some(Cut { rows: Arc::new(closed.rows), retry: 0 });
+        let copied = closed.rows.dead.is_empty();
+        self.cut = Some(Cut { rows: Arc::new(closed.rows), retry: 0, copied });
+        self.phase = Phase::Copy;
+    }
+
+    /// The copies of dead letters come first: after a crash between the two they come twice, and never not at all.
+    fn copy(&mut self) -> Option<Call<E::Row>> {
+        let cut = self.cut.as_ref()?;
+        if !cut.copied {
+            return Some(Call::Copy(cut.rows.clone()));
+        }
         self.phase = Phase::Insert;
+        self.insert()
     }
 
     fn insert(&self) -> Option<Call<E::Row>> {
@@ -287,185 +305,11 @@ impl<E: FoldEvent> Driver<E> {
         self.phase = Phase::Doubt { not_before_ms: now_ms.saturating_add(wait_ms) };
         (wait_ms == 0).then_some(Call::Prove { with_totals: self.with_totals })
     }
+}
 
-    /// Takes what came of the call.
-    pub(crate) fn on(&mut self, answer: Answer, now_ms: u64) -> Event<E::Row> {
-        self.asked = false;
-        match answer {
-            Answer::Proof(Ok(proof)) => self.proven(&proof, now_ms),
-            Answer::Proof(Err(StoreError::Damaged(why))) => {
-                self.stand_still(Standstill::Damaged(why.clone()));
-                self.begin_anew = true;
-                self.doubt(now_ms, STOPPED_MS);
-                Event::Failed("damaged", why)
-            }
-            Answer::EventIds(Ok(found)) => {
-                if let Some(mut closed) = self.closed.take() {
-                    closed.settle(&found);
-                    self.cut(closed);
-                }
-                Event::Nothing
-            }
-            Answer::Inserted(Ok(())) => {
-                self.phase = Phase::ReadBack;
-                Event::Nothing
-            }
-            Answer::Position(Ok(position)) => self.read_back(position, now_ms),
-            Answer::Inserted(Err(Refused::Malformed(why))) => {
-                self.stand_still(Standstill::Damaged(format!("a chunk contradicts itself (a bug in Tollgate): {why}")));
-                self.begin_anew = true;
-                self.doubt(now_ms, STOPPED_MS);
-                Event::Failed("malformed", why)
-            }
-            Answer::Inserted(Err(refused)) => {
-                let kind = if refused == Refused::Fence { "fence" } else { "insert" };
-                self.failed(kind, refused.to_string(), now_ms)
-            }
-            Answer::EventIds(Err(error)) => {
-                // What was closed is read again: it is not known what of it counts.
-                self.begin_anew = true;
-                self.closed = None;
-                self.failed("event_ids", error.to_string(), now_ms)
-            }
-            Answer::Proof(Err(error)) => self.failed("proof", error.to_string(), now_ms),
-            Answer::Position(Err(error)) => self.failed("read_back", error.to_string(), now_ms),
-        }
-    }
-
-    fn failed(&mut self, kind: &'static str, why: String, now_ms: u64) -> Event<E::Row> {
-        let (first, last) = BACKOFF_MS;
-        let wait = first.saturating_mul(1 << self.failures.min(10)).min(last);
-        self.failures = self.failures.saturating_add(1);
-        self.doubt(now_ms, wait);
-        Event::Failed(kind, why)
-    }
-
-    fn proven(&mut self, proof: &Proof, now_ms: u64) -> Event<E::Row> {
-        let Some(base) = self.base.filter(|_| !self.begin_anew) else {
-            return self.begin(proof, now_ms);
-        };
-        if proof.position < base.position {
-            // Dropped, or restored from an older backup: what is missing is read again.
-            return self.begin(proof, now_ms);
-        }
-        if proof.position == base.position {
-            if proof.chain != base.chain {
-                return self.differs(proof.position, now_ms);
-            }
-            self.heard(proof.position, proof.chain, proof.now_ms, now_ms);
-            match &mut self.cut {
-                Some(cut) => {
-                    cut.retry = 0;
-                    self.phase = Phase::Insert;
-                }
-                None => {
-                    self.failures = 0;
-                    self.phase = Phase::Read;
-                }
-            }
-            return Event::Proven(proof.position);
-        }
-        match self.cut.take_if(|cut| cut.rows.end == proof.position) {
-            Some(cut) if cut.rows.chain == proof.chain => self.written(cut, proof.now_ms, now_ms),
-            Some(_) => self.differs(proof.position, now_ms),
-            None => self.foreign(proof, now_ms),
-        }
-    }
-
-    fn differs(&mut self, position: i64, now_ms: u64) -> Event<E::Row> {
-        let why = other_chain(position);
-        let said = why.to_string();
-        self.stand_still(why);
-        self.begin_anew = true;
-        self.doubt(now_ms, STOPPED_MS);
-        Event::Failed("chain", said)
-    }
-
-    /// Another's cut won: what it covers is dropped here.
-    fn foreign(&mut self, proof: &Proof, now_ms: u64) -> Event<E::Row> {
-        if proof.position < self.tip.position || self.blocked.is_some() {
-            self.begin(proof, now_ms);
-        } else {
-            (self.cut, self.closed) = (None, None);
-            self.open = OpenChunk::at(proof.position);
-            self.heard(proof.position, proof.chain, proof.now_ms, now_ms);
-            self.phase = Phase::Read;
-            if self.tip.position == proof.position && self.tip.chain.0 != proof.chain {
-                return self.differs(proof.position, now_ms);
-            }
-        }
-        Event::Foreign(proof.position)
-    }
-
-    fn read_back(&mut self, position: Position, now_ms: u64) -> Event<E::Row> {
-        let Some((first, end)) = self.cut.as_ref().map(|cut| (cut.rows.first, cut.rows.end)) else {
-            self.looked(position, now_ms);
-            return Event::Nothing;
-        };
-        // Where data were dropped or restored beneath this line, a chunk may be the last one and not follow the others.
-        if position.position == end
-            && position.offsets == end
-            && let Some(cut) = self.cut.take()
-        {
-            return self.written(cut, position.now_ms, now_ms);
-        }
-        if position.position != first {
-            self.phase = Phase::Doubt { not_before_ms: now_ms };
-            return Event::Nothing;
-        }
-        let deadline = self.base.map_or(i64::MIN, |base| base.now_ms.saturating_add(INSERT_WITHIN_MS));
-        let lasts = position.now_ms.saturating_add(RETRY_MARGIN_MS) < deadline;
-        match &mut self.cut {
-            Some(cut) if lasts && cut.retry < RETRIES => {
-                cut.retry += 1;
-                self.phase = Phase::Insert;
-            }
-            _ => self.phase = Phase::Doubt { not_before_ms: now_ms },
-        }
-        Event::Torn
-    }
-
-    /// ClickHouse was asked before an insert.
-    fn looked(&mut self, found: Position, now_ms: u64) {
-        match self.base {
-            Some(base) if (found.position, found.offsets) == (base.position, base.position) => {
-                self.heard(base.position, base.chain, found.now_ms, now_ms);
-                self.phase = Phase::Read;
-            }
-            _ => self.phase = Phase::Doubt { not_before_ms: now_ms },
-        }
-    }
-
-    fn written(&mut self, cut: Cut<E::Row>, clickhouse_ms: i64, now_ms: u64) -> Event<E::Row> {
-        self.heard(cut.rows.end, cut.rows.chain, clickhouse_ms, now_ms);
-        self.failures = 0;
-        self.phase = Phase::Read;
-        Event::Written(cut.rows)
-    }
-
-    fn heard(&mut self, position: i64, chain: [u8; 32], clickhouse_ms: i64, now_ms: u64) {
-        self.base = Some(Base { position, chain, now_ms: clickhouse_ms, heard_ms: now_ms });
-    }
-
-    /// Begins with what was proven; the log is read from there.
-    fn begin(&mut self, proof: &Proof, now_ms: u64) -> Event<E::Row> {
-        if E::BALANCED && !self.asked_totals && proof.position > self.counted {
-            self.reload_balances();
-            self.doubt(now_ms, 0);
-            return Event::Nothing;
-        }
-        self.counted = self.counted.max(proof.position);
-        self.heard(proof.position, proof.chain, proof.now_ms, now_ms);
-        self.tip = proven(proof);
-        self.open = OpenChunk::at(proof.position);
-        (self.cut, self.closed, self.blocked) = (None, None, None);
-        // Totals that were asked for since are another proof's.
-        self.with_totals &= !self.asked_totals;
-        self.begin_anew = self.with_totals;
-        self.seek = Some(proof.position);
-        self.phase = Phase::Read;
-        Event::Proven(proof.position)
-    }
+/// Whether two foldings are of the same log.
+fn same(chain: [u8; 32], other: [u8; 32]) -> bool {
+    chain == other || left_out!(Chain)
 }
 
 fn other_chain(position: i64) -> Standstill {

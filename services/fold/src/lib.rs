@@ -5,6 +5,17 @@
 //! how far a line is, so a fold keeps no state of its own: it may be killed at any moment, run twice, or find its database
 //! dropped, and each offset is folded once all the same.
 
+/// Whether a simulation works without this rule of the protocol. Never, in a real process.
+macro_rules! left_out {
+    ($rule:ident) => {{
+        #[cfg(test)]
+        let left_out = stream::simulation::left_out(stream::simulation::Rule::$rule);
+        #[cfg(not(test))]
+        let left_out = false;
+        left_out
+    }};
+}
+
 mod balances;
 mod call;
 mod chunk;

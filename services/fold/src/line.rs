@@ -16,7 +16,7 @@ use stream::kafka::KafkaSettings;
 use tokio::time::MissedTickBehavior;
 
 use crate::balances::{self, Balances};
-use crate::call::{Answer, Call, Event, Refused, Standstill, Taken};
+use crate::call::{Answer, Call, Event, Standstill, Taken};
 use crate::control::TenantZones;
 use crate::driver::{Cuts, Driver};
 use crate::event::FoldEvent;
@@ -258,7 +258,7 @@ impl<E: FoldEvent> Line<E> {
         match &call {
             Call::Prove { .. } => self.meters.all.proofs.inc(),
             Call::Insert { .. } => self.inserted_at = Instant::now(),
-            Call::EventIds(_) | Call::Position => {}
+            Call::EventIds(_) | Call::Copy(_) | Call::Position => {}
         }
         let totals_from = balances::horizon(Micros(self.shared.clock.now()));
         self.call = Some(perform::<E>(self.shared.clone(), self.partition, call, totals_from, self.tables).boxed());
@@ -465,12 +465,12 @@ async fn perform<E: FoldEvent>(
         },
         Call::EventIds(numbers) => Answer::EventIds(store.event_ids(table, partition, &numbers).await),
         Call::Position => Answer::Position(store.position(table, partition).await),
+        Call::Copy(rows) => {
+            let copied = shared.publisher.dead_letters(table.topic(), partition, &rows.dead).await;
+            Answer::Copied(copied.map_err(|error| format!("dead letters were not copied: {error}")))
+        }
         Call::Insert { rows, retry, insert_before_ms } => {
-            // The copies first: after a crash between the two they come twice, and never not at all.
-            match shared.publisher.dead_letters(table.topic(), partition, &rows.dead).await {
-                Ok(()) => Answer::Inserted(E::insert(store.clone(), rows, retry, insert_before_ms, tables).await),
-                Err(error) => Answer::Inserted(Err(Refused::Unknown(format!("dead letters were not copied: {error}")))),
-            }
+            Answer::Inserted(E::insert(store.clone(), rows, retry, insert_before_ms, tables).await)
         }
     };
     (answer, None)

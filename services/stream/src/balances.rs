@@ -96,11 +96,11 @@ impl BalancesView {
 
     /// Keeps the balance with the highest `as_of`; of two with the same one, which count the same, the later published.
     /// False: what is there is newer.
-    fn take(&self, balance: &BalanceUpdated) -> bool {
+    pub fn take(&self, balance: &BalanceUpdated) -> bool {
         let mut balances = self.0.balances.write().unwrap_or_else(PoisonError::into_inner);
         let order = |balance: &BalanceUpdated| (balance.as_of, balance.control_offset, balance.published_at);
         let newer = balances.get(&key(balance)).is_none_or(|known| order(balance) >= order(known));
-        if newer {
+        if newer || left_out!(HighestBalance) {
             balances.insert(key(balance), Arc::new(balance.clone()));
         }
         newer

@@ -165,7 +165,8 @@ impl LineState {
             Some(value) => self.event(record, value)?,
             None => self.mark(record)?,
         };
-        self.log_time_ms = self.log_time_ms.max(record.log_time_ms);
+        let before = if left_out!(MonotoneLogTime) { i64::MIN } else { self.log_time_ms };
+        self.log_time_ms = before.max(record.log_time_ms);
         self.position = record.offset + 1;
         self.chain = self.chain.after(record.offset, self.log_time_ms, record.key, record.value);
         Ok(Step { holes, log_time_ms: self.log_time_ms, outcome })
@@ -226,10 +227,10 @@ impl LineState {
     /// Takes a number of a source: whether it is the next one, or one that was read before.
     fn number(&mut self, offset: i64, source_id: SourceId, found: u64) -> Result<bool, Stop> {
         let last = self.sources.get(&source_id).map_or(0, |state| state.last_seq);
-        if found <= last {
+        if found <= last && !left_out!(Duplicates) {
             return Ok(false);
         }
-        if found != last + 1 {
+        if found != last + 1 && !left_out!(GapStops) && !left_out!(Duplicates) {
             return Err(Stop::Gap { offset, source_id, last, found });
         }
         self.source(source_id).last_seq = found;

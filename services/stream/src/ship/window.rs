@@ -171,6 +171,11 @@ impl Window {
     /// Moves the cursor over what is acknowledged.
     pub(super) fn advance(&mut self) -> Advance {
         let mut advance = Advance { records: vec![0; self.cursor.offsets.len()], watermark: None };
+        if left_out!(ContiguousCursor)
+            && let Some(highest) = self.items.iter().rposition(|item| item.record.is_some() && item.acked.is_some())
+        {
+            self.items.iter_mut().take(highest).for_each(|item| _ = item.acked.get_or_insert(-1));
+        }
         while let Some(Item { acked: Some(_), .. }) = self.items.front() {
             let Some(item) = self.items.pop_front() else { break };
             self.first += 1;

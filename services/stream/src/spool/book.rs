@@ -16,7 +16,7 @@ pub const CLOSING_ROOM: u64 = 4096;
 #[derive(Debug)]
 pub(crate) struct Delayed {
     pub closing: Closing,
-    pub _slot: Slot,
+    pub _slot: Option<Slot>,
     pub pin: u64,
     /// What quotas count for it meanwhile, and when.
     pub promised: (Micros, Amount),
@@ -64,12 +64,12 @@ impl Book {
 
     /// True if a request of this segment, or of one before it, is open.
     pub(crate) fn is_pinned(&self, segment: u64) -> bool {
-        self.pins.first_key_value().is_some_and(|(first, _)| *first <= segment)
+        !left_out!(PinnedSegments) && self.pins.first_key_value().is_some_and(|(first, _)| *first <= segment)
     }
 
     /// Bytes kept for closing frames.
     pub(crate) fn reserved(&self) -> u64 {
-        self.open * CLOSING_ROOM
+        if left_out!(RoomForEnds) { 0 } else { self.open * CLOSING_ROOM }
     }
 
     /// Open requests.

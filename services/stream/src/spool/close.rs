@@ -197,15 +197,18 @@ pub(crate) fn count(draft: &mut Draft<'_>, count: &Count<'_>) -> Result<Spent, A
     })
 }
 
-/// Adds the closing frame's entries: the last count, the end, and the local note that the request is no longer open.
-pub(crate) fn close(draft: &mut Draft<'_>, closing: &Closing) -> Result<Spent, AppendError> {
-    let a = &*closing.admission;
-    let before =
-        TokenCounts { output: closing.billed.output, reasoning: closing.billed.reasoning, ..TokenCounts::default() };
-    let spent = count(
+/// Adds the last count of a request.
+pub(crate) fn last_count(draft: &mut Draft<'_>, closing: &Closing) -> Result<Spent, AppendError> {
+    let before = TokenCounts {
+        input: if left_out!(InputAtTheEnd) { closing.billed.input } else { 0 },
+        output: closing.billed.output,
+        reasoning: closing.billed.reasoning,
+        ..TokenCounts::default()
+    };
+    count(
         draft,
         &Count {
-            admission: a,
+            admission: &closing.admission,
             attempt: closing.attempt,
             replica: &closing.replica,
             before,
@@ -215,7 +218,19 @@ pub(crate) fn close(draft: &mut Draft<'_>, closing: &Closing) -> Result<Spent, A
             estimated: closing.settled.estimated,
             recovered: closing.recovered,
         },
-    )?;
+    )
+}
+
+/// Adds the closing frame's entries: the last count, the end, and the local note that the request is no longer open.
+pub(crate) fn close(draft: &mut Draft<'_>, closing: &Closing) -> Result<Spent, AppendError> {
+    let spent = last_count(draft, closing)?;
+    end(draft, closing)?;
+    Ok(spent)
+}
+
+/// Adds the end of a request, and the local note.
+pub(crate) fn end(draft: &mut Draft<'_>, closing: &Closing) -> Result<(), AppendError> {
+    let a = &*closing.admission;
     let partition = partition_in(draft, REQUESTS, &a.tenant);
     let seq = draft.seq(REQUESTS, partition);
     let event = RequestFinished {
@@ -243,10 +258,16 @@ pub(crate) fn close(draft: &mut Draft<'_>, closing: &Closing) -> Result<Spent, A
     let key = a.tenant.as_str().as_bytes().to_vec();
     draft.record(REQUESTS, partition, seq, Some(key), Some(encode(&event)?), Vec::new())?;
     draft.push(&Entry::Ended { request: a.request_id.0 });
-    Ok(spent)
+    Ok(())
 }
 
 fn event_id(draft: &mut Draft<'_>, topic: u8, partition: i32, seq: u64, recovered: bool) -> EventId {
+    #[cfg(any(test, feature = "simulation"))]
+    if left_out!(DerivedIds)
+        && let Some(id) = crate::simulation::next_id()
+    {
+        return EventId(id);
+    }
     if recovered {
         let name = &draft.topics()[topic as usize].name;
         return EventId::of_recovery(SourceId(draft.source()), name, partition, seq);

@@ -77,7 +77,7 @@ impl<'a> Draft<'a> {
         Self {
             numbering,
             topics,
-            time: now.max(numbering.time),
+            time: if left_out!(TimeForward) { now } else { now.max(numbering.time) },
             taken: Vec::new(),
             made: numbering.made,
             frame: FrameBuilder::reusing(buffer),

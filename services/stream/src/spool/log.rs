@@ -237,6 +237,11 @@ impl Log {
                     return (state, Ok(end));
                 }
                 Err(error) => {
+                    if left_out!(NumberWithFrame) {
+                        taken.iter().for_each(|&(topic, partition)| {
+                            state.numbering.seqs[topic as usize][partition as usize] += 1;
+                        });
+                    }
                     self.failed("write");
                     tracing::warn!(segment = state.active.number, %error, "a write to the spool failed; going on in a new segment");
                     state.active.broken = true;
@@ -368,6 +373,7 @@ impl Log {
                     return Ok(state.frontier);
                 }
             }
+            Err(error) if left_out!(WriteAgain) => return Err(error),
             Err(error) => {
                 tracing::error!(segment = state.active.number, %error, "a sync of the spool failed; writing again what it should have covered");
                 state.active.suspect = true;
@@ -422,6 +428,7 @@ impl Log {
         let state = self.lock();
         match state.sealed.get(&segment) {
             Some(length) => Some((*length, true)),
+            None if left_out!(Frontier) => (segment == state.active.number).then_some((state.active.len, false)),
             None => (segment == state.active.number).then_some((state.frontier.offset, false)),
         }
     }

@@ -18,7 +18,6 @@ mod request;
 mod scan;
 pub mod segment;
 mod settings;
-pub mod sim_disk;
 #[cfg(test)]
 mod tests;
 

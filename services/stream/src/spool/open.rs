@@ -146,7 +146,7 @@ impl Spool {
         let first_start = found.spool.is_none();
         let old = found.numbering.source;
         let begin = Begin {
-            spool: found.spool.unwrap_or_else(Uuid::new_v4),
+            spool: found.spool.unwrap_or_else(new_id),
             boot,
             topics,
             segment_bytes: settings.segment_bytes,
@@ -160,6 +160,9 @@ impl Spool {
         let mut lost = Vec::new();
         let mut open: Vec<_> = found.open.into_iter().collect();
         open.sort_by_key(|(_, entry)| entry.order);
+        if left_out!(EndsWhatWasOpen) {
+            open.clear();
+        }
         for (request, entry) in open {
             lost.push(finish_lost(&log, &mut spend, &entry, images.get(&request))?);
         }
@@ -247,6 +250,15 @@ fn spent_in(record: &Record) -> Result<Option<Spent>, String> {
     }))
 }
 
+/// A new spool's or source's id.
+fn new_id() -> Uuid {
+    #[cfg(any(test, feature = "simulation"))]
+    if let Some(id) = crate::simulation::next_id() {
+        return id;
+    }
+    Uuid::new_v4()
+}
+
 /// Files that a killed process was about to put into place.
 fn remove_leftovers(disk: &dyn Disk) -> io::Result<()> {
     disk.list()?.iter().filter(|name| name.ends_with(".tmp")).try_for_each(|name| disk.remove(name))
@@ -279,7 +291,7 @@ fn finish_lost(
             first_byte_at: None,
         },
         settled,
-        billed: Tally { input: 0, ..billed },
+        billed: if left_out!(DeltaOfRecovery) { Tally::default() } else { Tally { input: 0, ..billed } },
         recovered: true,
     };
     let mut spent = None;
@@ -308,11 +320,16 @@ fn finish_lost(
 
 /// Closes the old source everywhere and begins a new one, in one frame, durably; returns the new source.
 fn start(log: &Log, clock: &Arc<dyn Clock>, of: impl Fn(io::Error) -> OpenError) -> Result<Uuid, OpenError> {
-    let source = Uuid::new_v4();
+    let source = new_id();
     let mut time = 0;
+    let before = log.lock().numbering.source;
+    if left_out!(NewSource) && !before.is_nil() {
+        log.flush_in_place().map_err(of)?;
+        return Ok(before);
+    }
     let build = &mut |draft: &mut Draft<'_>| {
         let old = draft.source();
-        if !old.is_nil() {
+        if !old.is_nil() && !left_out!(SourceClosed) {
             let (spool, old, next) = (SpoolId(log.spool()), SourceId(old), SourceId(source));
             for_each_partition(draft, |draft, topic, partition| {
                 let seq = draft.seq(topic, partition);

@@ -10,7 +10,7 @@ use schemas::event::EndReason;
 
 use super::Spool;
 use super::book::{CLOSING_ROOM, Delayed};
-use super::close::{Admission, Closing, Count, Finish, Settled, Usage, close, count, settle};
+use super::close::{Admission, Closing, Count, Finish, Settled, Usage, close, count, end, last_count, settle};
 use super::draft::{AppendError, Draft};
 use super::frame::{Entry, Position, Tally};
 use super::log::Guard;
@@ -158,11 +158,28 @@ impl Spool {
             Ok(())
         };
         let now = self.0.clock.now();
+        if left_out!(OneFrame) {
+            return self.append_in_two_frames(state, closing);
+        }
         let (state, result) = self.0.log.append(state, now, build);
         if let (Ok(_), Some(spent)) = (&result, &spent) {
             self.spent(spent, state.active_segment());
         }
         (state, result)
+    }
+
+    /// What no real process does: the last count and the end in frames of their own.
+    fn append_in_two_frames<'a>(
+        &'a self,
+        state: Guard<'a>,
+        closing: &Closing,
+    ) -> (Guard<'a>, Result<Position, AppendError>) {
+        let now = self.0.clock.now();
+        let count = &mut |draft: &mut Draft<'_>| last_count(draft, closing).map(drop);
+        match self.0.log.append(state, now, count) {
+            (state, Ok(_)) => self.0.log.append(state, now, &mut |draft: &mut Draft<'_>| end(draft, closing)),
+            refused => refused,
+        }
     }
 
     /// Gives up an end that can never be written, so that nothing waits for it for ever; returns the place.
@@ -288,7 +305,12 @@ impl OpenRequest {
         if self.slot.is_none() {
             return Ok(None);
         }
-        let of = |tally: &Tally| TokenCounts { output: tally.output, reasoning: tally.reasoning, ..Default::default() };
+        let of = |tally: &Tally| TokenCounts {
+            input: if left_out!(InputAtTheEnd) { tally.input } else { 0 },
+            output: tally.output,
+            reasoning: tally.reasoning,
+            ..Default::default()
+        };
         let Ok(delta) = of(&self.tally).since(of(&self.billed)) else { return Ok(None) };
         if delta == TokenCounts::default() {
             return Ok(None);
@@ -361,6 +383,7 @@ impl OpenRequest {
         let settled = closing.settled;
         let finished = |position| Finished { settled, billed_before, position, delayed: false, lost: false, ticket: 0 };
         let spool = &self.spool;
+        let slot = Some(slot).filter(|_| !left_out!(SlotFreedLast));
         let (mut state, result) = spool.append_closing(spool.0.log.lock(), &closing);
         match result {
             // The slot is freed after the frame was written, at the end of this function.

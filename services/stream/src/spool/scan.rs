@@ -170,7 +170,7 @@ impl Scan {
                     let shipped = Position { segment: number, offset: at as u64 } < floor;
                     // While the host is up, what was written is there: only the last frame can be torn.
                     let inside = header.boot == boot && holds_a_frame(&bytes[at + 1..end]);
-                    if limit.is_some() || shipped || inside {
+                    if (limit.is_some() || shipped || inside) && !left_out!(DamageStops) {
                         return Err(damaged(number, at, error));
                     }
                     self.torn = (end - at) as u64;

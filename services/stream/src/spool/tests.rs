@@ -14,9 +14,9 @@ use uuid::Uuid;
 use super::disk::Disk;
 use super::frame::{Position, Record};
 use super::segment::name_of;
-use super::sim_disk::{Fault, SimDisk};
 use super::*;
-use crate::ship::tests::world::{FOREVER, PARTITIONS, START, admission, finish, open, settings};
+use crate::simulation::disk::{Fault, SimDisk};
+use crate::simulation::{FOREVER, PARTITIONS, START, admission, finish, open, settings};
 
 const BOOT: Uuid = Uuid::from_u128(1);
 const OTHER_BOOT: Uuid = Uuid::from_u128(2);

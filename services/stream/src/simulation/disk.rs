@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::disk::{Disk, DiskFile, Memory};
+use crate::spool::disk::{Disk, DiskFile, Memory};
 
 /// What goes wrong at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,8 @@ struct Content {
     cached: Vec<u8>,
     /// What is certain to be there after the host crashed.
     durable: Vec<u8>,
-    /// Bytes below this that are not durable will never be, since a sync that covered them failed.
-    forsaken: usize,
+    /// These bytes will never be durable, since a sync that covered them failed, unless they are written again.
+    forsaken: Range<usize>,
     memory: Option<Arc<SimMemory>>,
 }
 
@@ -143,7 +144,10 @@ impl SimDisk {
         let inner = self.lock();
         let contents = inner.contents.iter().map(|(id, content)| {
             let cached = content.current();
-            (*id, Content { durable: content.durable.clone(), forsaken: content.forsaken, cached, memory: None })
+            (
+                *id,
+                Content { durable: content.durable.clone(), forsaken: content.forsaken.clone(), cached, memory: None },
+            )
         });
         Self(Arc::new(Mutex::new(Inner {
             names: inner.names.clone(),
@@ -165,6 +169,14 @@ impl SimDisk {
             let Some(content) = inner.contents.get(id) else { continue };
             let cached = content.current();
             let mut bytes = content.durable.clone();
+            if content.memory.is_some() && bytes.len() == cached.len() {
+                // Mapped pages are written back whenever the kernel likes.
+                for (old, new) in bytes.chunks_mut(8).zip(cached.chunks(8)).filter(|(old, new)| old != new) {
+                    if choose(1) == 1 {
+                        old.copy_from_slice(new);
+                    }
+                }
+            }
             let extra = cached.len().saturating_sub(bytes.len());
             if extra > 0 {
                 let start = bytes.len();
@@ -177,7 +189,7 @@ impl SimDisk {
                     bytes[from..to].fill(0);
                 }
             }
-            contents.insert(*id, Content { durable: bytes.clone(), cached: bytes, forsaken: 0, memory: None });
+            contents.insert(*id, Content { durable: bytes.clone(), cached: bytes, forsaken: 0..0, memory: None });
         }
         Self(Arc::new(Mutex::new(Inner {
             durable_names: names.clone(),
@@ -187,6 +199,14 @@ impl SimDisk {
             room: inner.room,
             ..Inner::default()
         })))
+    }
+
+    /// The kernel writes back what is mapped now.
+    pub fn write_back(&self) {
+        let mut inner = self.lock();
+        for content in inner.contents.values_mut().filter(|content| content.memory.is_some()) {
+            content.durable = content.current();
+        }
     }
 
     /// The bytes of a file as a process sees them.
@@ -306,11 +326,15 @@ impl SimFile {
     fn put(inner: &mut Inner, id: u64, bytes: &[u8], offset: u64) {
         if let Some(content) = inner.contents.get_mut(&id) {
             let end = offset as usize + bytes.len();
-            content.cached.resize(content.cached.len().max(end), 0);
-            content.cached[offset as usize..end].copy_from_slice(bytes);
+            if content.cached.len() == offset as usize {
+                content.cached.extend_from_slice(bytes);
+            } else {
+                content.cached.resize(content.cached.len().max(end), 0);
+                content.cached[offset as usize..end].copy_from_slice(bytes);
+            }
             // Written again, it is as good as new.
-            if offset as usize <= content.durable.len() && content.forsaken <= end {
-                content.forsaken = 0;
+            if offset as usize <= content.forsaken.start {
+                content.forsaken.start = content.forsaken.start.max(end);
             }
         }
     }
@@ -361,7 +385,7 @@ impl DiskFile for SimFile {
             if let Some(content) = inner.contents.get_mut(&id) {
                 let mut durable = content.current();
                 // What a failed sync gave up stays lost, although this one succeeds.
-                let (from, to) = (content.durable.len(), content.forsaken.min(durable.len()));
+                let (from, to) = (content.forsaken.start, content.forsaken.end.min(durable.len()));
                 if from < to {
                     durable[from..to].fill(0);
                 }
@@ -374,7 +398,7 @@ impl DiskFile for SimFile {
             if !inner.dead
                 && let Some(content) = inner.contents.get_mut(&id)
             {
-                content.forsaken = content.cached.len();
+                content.forsaken = content.durable.len()..content.cached.len();
             }
         }
         result

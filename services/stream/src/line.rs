@@ -230,7 +230,7 @@ impl LineState {
         if found <= last && !left_out!(Duplicates) {
             return Ok(false);
         }
-        if found != last + 1 && !left_out!(GapStops) && !left_out!(Duplicates) {
+        if found > last + 1 && !left_out!(GapStops) {
             return Err(Stop::Gap { offset, source_id, last, found });
         }
         self.source(source_id).last_seq = found;

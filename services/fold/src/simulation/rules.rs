@@ -39,7 +39,7 @@ without! {
     rule_01_new_source: NewSource in VOLUMES gives Lost | DeadLetter;
     rule_02_one_frame: OneFrame in GATEWAYS gives Doubled;
     rule_02_numbers_of_written_frames: NumberWithFrame in GATEWAYS gives Stopped | Refused | Stuck;
-    rule_02_time_never_goes_back: TimeForward in EVERYTHING gives Watermark;
+    rule_02_time_never_goes_back: TimeForward in EVERYTHING gives Watermark | Balance;
     rule_02_room_for_ends: RoomForEnds in FULL gives Overfull;
     rule_03_frontier: Frontier in GATEWAYS gives Stopped | DeadLetter | Lost | Refused | Doubled | Miscounted;
     rule_04_counts_before_handing: CountBeforeHanding in GATEWAYS gives Lost;
@@ -58,7 +58,7 @@ without! {
 
 // 8: shipping.
 without! {
-    rule_08_contiguous_cursor: ContiguousCursor in GATEWAYS gives Stopped | Lost;
+    rule_08_contiguous_cursor: ContiguousCursor in GATEWAYS gives Stopped | Lost | Sources;
     rule_08_new_producer: NewProducer in GATEWAYS gives Stuck | Stopped;
     rule_08_gapless: Gapless in GATEWAYS gives Stopped;
     rule_08_one_on_its_way: OneOnItsWay in GATEWAYS gives Stopped | Lost;
@@ -76,9 +76,8 @@ without! {
     rule_11_a_gap_stops: GapStops in LOST_RECORDS gives Silent;
     rule_11_holes_are_marks: HolesAreMarks in EVERYTHING gives Stopped;
     rule_11_no_outcome_of_the_moment: NoOutcomeOfTheMoment in FOREIGN gives DeadLetter;
-    rule_11_monotone_log_time: MonotoneLogTime in EVERYTHING gives Stopped;
+    rule_11_monotone_log_time: MonotoneLogTime in EVERYTHING gives Stopped | Folding;
     rule_12_source_rows: SourceRows in EVERYTHING gives Stopped;
-    rule_12_chain: Chain in LOST_RECORDS gives Silent;
     rule_13_one_part: OnePart in EVERYTHING gives Stopped;
     rule_13_projections: Projections in EVERYTHING gives Aggregates | Balance;
 }

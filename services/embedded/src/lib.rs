@@ -7,4 +7,4 @@ mod process;
 pub mod registry;
 pub mod vllm;
 
-pub use process::die_with_parent;
+pub use process::{die_with_parent, signal_with_parent};

@@ -129,11 +129,16 @@ fn wait_without_reaping(pid: u32) {
 /// Has the kernel kill the child when the thread that starts it ends, however it ends. So that thread must live as long as
 /// the child is to.
 pub fn die_with_parent(command: &mut Command) {
+    signal_with_parent(command, libc::SIGKILL);
+}
+
+/// The same with another signal, for a program that has children of its own to end.
+pub fn signal_with_parent(command: &mut Command, signal: libc::c_int) {
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made (prctl, getppid), and nothing is allocated.
     unsafe {
         command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
                 return Err(std::io::Error::last_os_error());
             }
             // The parent may have died in between: then the signal will never come.

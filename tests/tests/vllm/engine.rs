@@ -1,5 +1,6 @@
 //! Real vLLM processes on free ports, and what each says of itself in its metrics.
 
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -9,9 +10,9 @@ use promises::system::{free_port, root};
 use promises::wait::until;
 
 /// A cold start on a busy machine reads gigabytes and compiles.
-const START: Duration = Duration::from_secs(600);
+const START: Duration = Duration::from_secs(1800);
 /// How long an engine may take to notice that nobody wants an answer any more.
-const SETTLE: Duration = Duration::from_secs(30);
+const SETTLE: Duration = Duration::from_secs(120);
 
 /// What an engine is started for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub(crate) enum Runs {
 #[derive(Debug)]
 pub(crate) struct Engine {
     child: Child,
+    killed: bool,
     pub(crate) port: u16,
     log: PathBuf,
 }
@@ -73,6 +75,7 @@ impl Engine {
                 command.args(["--served-model-name", "tiny-llama", "--enable-prompt-tokens-details"]);
                 command.args(["--enable-lora", "--lora-modules", &adapter]);
                 command.args(["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]);
+                command.args(["--scheduling-policy", "priority"]);
             }
             Runs::Pool => {
                 command.args(["--served-model-name", "tiny-embed", "--runner", "pooling", "--convert", "embed"]);
@@ -84,14 +87,22 @@ impl Engine {
             ("VLLM_NO_USAGE_STATS", "1"),
             ("DO_NOT_TRACK", "1"),
             ("VLLM_CPU_KVCACHE_SPACE", "1"),
+            // A model this small gains nothing from compiling a part of it when a request first needs it, nor from more
+            // threads; and a busy machine may take longer for a step than a healthy server does.
+            ("TORCHDYNAMO_DISABLE", "1"),
+            ("OMP_NUM_THREADS", "1"),
+            ("VLLM_CPU_OMP_THREADS_BIND", "nobind"),
+            ("VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS", "3600"),
         ] {
             command.env(name, value);
         }
         command.env_remove("PYTHONDONTWRITEBYTECODE");
         command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out);
-        embedded::die_with_parent(&mut command);
+        // It is several processes, in a group of their own; if this one is killed, the first of them ends the others.
+        command.process_group(0);
+        embedded::signal_with_parent(&mut command, libc::SIGTERM);
         let child = command.spawn().expect("vLLM's command starts");
-        Self { child, port, log }
+        Self { child, killed: false, port, log }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -115,16 +126,13 @@ impl Engine {
         .await;
     }
 
-    /// kill -9.
+    /// kill -9 of all its processes.
     pub(crate) fn kill(&mut self) {
-        self.child.kill().unwrap();
+        let group = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: kill takes no pointers, and the group is ours.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
         self.child.wait().unwrap();
-    }
-
-    /// What it has counted by now.
-    pub(crate) async fn totals(&self, client: &Client) -> Totals {
-        let text = self.metrics(client).await;
-        Totals { prompt: sum(&text, "vllm:prompt_tokens_total"), generated: sum(&text, "vllm:generation_tokens_total") }
+        self.killed = true;
     }
 
     /// What it has counted once it works on nothing any more.
@@ -133,7 +141,10 @@ impl Engine {
         until("an engine to work on nothing", SETTLE, async || {
             let text = self.metrics(client).await;
             let busy = sum(&text, "vllm:num_requests_running") + sum(&text, "vllm:num_requests_waiting");
-            let now = self.totals(client).await;
+            let now = Totals {
+                prompt: sum(&text, "vllm:prompt_tokens_total"),
+                generated: sum(&text, "vllm:generation_tokens_total"),
+            };
             // Twice the same with nothing to do: the counters follow the last step of the engine.
             let same = last.replace(now) == Some(now);
             if busy == 0 && same { Ok(now) } else { Err((busy, now)) }
@@ -141,16 +152,21 @@ impl Engine {
         .await
     }
 
-    async fn metrics(&self, client: &Client) -> String {
-        let answer = client.get(&format!("{}/metrics", self.url()), None).await.expect("an engine's metrics");
+    /// All that it says of itself.
+    pub(crate) async fn metrics(&self, client: &Client) -> String {
+        let url = format!("{}/metrics", self.url());
+        // It closes connections that were not used for 5 s, maybe while one is.
+        let answer = until("an engine's metrics", SETTLE, async || client.get(&url, None).await).await;
         String::from_utf8(answer.body.to_vec()).unwrap()
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // One that has ended may have left others behind; one that was killed has not.
+        if !self.killed {
+            self.kill();
+        }
     }
 }
 

@@ -4,288 +4,219 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "a test fails by panicking, its helpers too"
+    clippy::print_stdout,
+    reason = "a test fails by panicking, its helpers too; this one is read by people while it runs"
 )]
 
+mod account;
 mod calls;
 mod engine;
+mod hanging;
 mod tap;
 mod wire;
+mod world;
 
-use std::time::Duration;
-
-use bytes::Bytes;
 use futures_util::future::join_all;
-use http_body_util::BodyExt as _;
-use hyper::Method;
-use promises::client::Answer;
 use promises::figures::Counts;
-use promises::system::{Role, System};
-use promises::tenants::{put, tenant};
 use promises::wait::until;
 use serde_json::{Value, json};
 
-use calls::{ADAPTER, Call, EMBEDDER, MODEL};
-use engine::{Engine, Runs, Totals};
-use tap::{Answered, Tap};
-
-const TENANT: &str = "acme";
-/// How long a client of these tests waits for anything.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-/// A Tollgate before three engines: two that generate the same, and one that embeds.
-struct World {
-    system: System,
-    engines: Vec<Engine>,
-    taps: Vec<Tap>,
-    key: String,
-}
-
-impl World {
-    async fn start() -> Self {
-        let mut system = System::start(1000).await;
-        let kinds = [("a", Runs::Generate), ("b", Runs::Generate), ("embed", Runs::Pool)];
-        let mut engines: Vec<Engine> =
-            kinds.iter().map(|(name, runs)| Engine::spawn(name, *runs, system.dir())).collect();
-        let client = system.client.clone();
-        join_all(engines.iter_mut().map(|engine| engine.ready(&client))).await;
-        let mut taps = Vec::new();
-        for engine in &engines {
-            taps.push(Tap::before(engine.port).await);
-        }
-        let key = shop(&mut system, &taps).await;
-        Self { system, engines, taps, key }
-    }
-
-    /// What all engines have counted, when none of them works any more.
-    async fn totals(&self) -> Totals {
-        let client = &self.system.client;
-        join_all(self.engines.iter().map(|engine| engine.settled(client)))
-            .await
-            .into_iter()
-            .fold(Totals::default(), |a, b| a + b)
-    }
-
-    async fn ask(&self, call: &Call) -> Answer {
-        let url = self.system.url(Role::Gateway, call.path);
-        let answer = tokio::time::timeout(PATIENCE, self.system.client.post(&url, Some(&self.key), &call.body)).await;
-        answer
-            .unwrap_or_else(|_| panic!("{}: no answer", call.name))
-            .unwrap_or_else(|error| panic!("{}: {error:?}", call.name))
-    }
-
-    /// Reads so many pieces of an answer and hangs up; gives the request's id and what was read.
-    async fn hang_up(&self, call: &Call, reads: usize) -> (String, Vec<u8>) {
-        let url = self.system.url(Role::Gateway, call.path);
-        let body = Bytes::from(call.body.to_string());
-        let read = async {
-            let answer = self.system.client.open(Method::POST, &url, Some(&self.key), Some(body)).await.unwrap();
-            let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
-            let (mut seen, mut body) = (Vec::new(), answer.into_body());
-            for _ in 0..reads {
-                seen.extend_from_slice(&body.frame().await.expect("more").unwrap().into_data().unwrap());
-            }
-            (id, seen)
-        };
-        tokio::time::timeout(PATIENCE, read).await.unwrap_or_else(|_| panic!("{}: no answer", call.name))
-    }
-
-    fn answered(&self, id: &str) -> Answered {
-        self.taps.iter().find_map(|tap| tap.answered(id)).unwrap_or_default()
-    }
-
-    async fn billed(&self, ids: &[String]) -> Vec<Counts> {
-        self.system.settled(ids).await;
-        let billed = self.system.billed().await;
-        ids.iter().map(|id| billed.get(id).copied().unwrap_or_default()).collect()
-    }
-}
-
-/// Models, replicas and a tenant without limits; gives its key.
-async fn shop(system: &mut System, taps: &[Tap]) -> String {
-    for model in [MODEL, EMBEDDER] {
-        put(system, &format!("models/{model}"), &json!({"version": "v1", "served_name": model})).await;
-    }
-    let adapter = json!({"version": "v1", "served_name": ADAPTER, "base": MODEL});
-    put(system, &format!("models/{ADAPTER}"), &adapter).await;
-    for (at, tap) in taps.iter().enumerate() {
-        let model = if at < 2 { MODEL } else { EMBEDDER };
-        put(system, &format!("replicas/vllm-{at}"), &json!({"model": model, "url": tap.url})).await;
-    }
-    let key = tenant(system, TENANT, &json!({"name": "Acme"})).await;
-    for model in [MODEL, ADAPTER, EMBEDDER] {
-        let url = system.url(Role::Gateway, &format!("/v1/models/{model}"));
-        until("the gateway to know the key", PATIENCE, async || {
-            let answer = system.client.get(&url, Some(&key)).await.map_err(|error| format!("{error:?}"))?;
-            if answer.status.is_success() { Ok(()) } else { Err(answer.status.to_string()) }
-        })
-        .await;
-    }
-    key
-}
+use account::{Account, Why};
+use calls::{Call, EMBEDDER, Refused};
+use engine::Totals;
+use tap::Answered;
+use world::{Asked, PATIENCE, TENANTS, World};
 
 /// All of it in one run: an engine takes a minute to start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_real_engine_counts_is_what_is_billed() {
     let mut world = World::start().await;
+    let began = world.totals().await;
+    let mut account = Account::default();
+    println!("gauges");
+    gauges(&world).await;
     println!("whole answers");
-    whole_answers(&world).await;
-    println!("refused and free");
-    refused_and_free(&world).await;
+    whole_answers(&world, &mut account).await;
+    println!("refused");
+    refused(&world, &mut account).await;
+    println!("free");
+    free(&world, &mut account).await;
+    println!("who goes before whom");
+    priority(&world, &mut account).await;
     println!("many at once");
-    many_at_once(&world).await;
+    many_at_once(&world, &mut account).await;
     println!("hung up");
-    hung_up(&world).await;
-    println!("usage, balances and rows are one");
-    one_figure(&world).await;
+    hanging::one_by_one(&world, &mut account).await;
+    println!("all of it is one figure");
+    one_figure(&world, &account, began).await;
+    account.print();
     println!("an engine is killed");
-    killed(&mut world).await;
+    hanging::killed(&mut world).await;
 }
 
-/// One after the other, each held to the bytes and the counters of the engine.
-async fn whole_answers(world: &World) {
-    for call in calls::whole() {
-        let before = world.totals().await;
-        let answer = world.ask(&call).await;
-        let name = call.name;
-        let text = String::from_utf8(answer.body.to_vec()).unwrap();
-        assert_eq!(answer.status, 200, "{name}: {text}");
-        let id = answer.header("x-request-id").unwrap().to_owned();
-        let engine = world.answered(&id);
-        assert_eq!(text, wire::expected(&call, &engine.body), "{name}: the answer is the engine's own");
-        let counted = world.totals().await - before;
-        let billed = world.billed(&[id]).await[0];
-        let told = wire::told(&engine.body).unwrap_or_else(|| panic!("{name}: the engine told no usage: {text}"));
-        println!("  {name}: engine {counted:?}, told {told:?}, billed {billed:?}");
-        assert_eq!((billed.prompt(), billed.generated()), (told.prompt, told.generated), "{name}");
-        assert_eq!(billed.generated(), counted.generated, "{name}: the engine counted other tokens");
-        assert_eq!(billed.prompt() * call.prompts, counted.prompt, "{name}: the engine counted another prompt");
-        assert_eq!(billed.requests, 1, "{name}");
-    }
-}
-
-/// What the engine refuses is told in its own words and costs nothing; neither does what it answers without generating.
-async fn refused_and_free(world: &World) {
-    let before = world.totals().await;
-    let mut ids = Vec::new();
-    for (call, status) in calls::refused() {
-        let answer = world.ask(&call).await;
-        let text = String::from_utf8(answer.body.to_vec()).unwrap();
-        assert_eq!(answer.status.as_u16(), status, "{}: {text}", call.name);
-        let id = answer.header("x-request-id").unwrap().to_owned();
-        let engine = world.answered(&id);
-        if engine.status != 0 {
-            assert_eq!((text, status), (String::from_utf8(engine.body).unwrap(), engine.status), "{}", call.name);
-            ids.push(id);
+/// What the gateway reads of an engine's load is there under these names, and the gateway has read it.
+async fn gauges(world: &World) {
+    for engine in &world.engines {
+        let text = engine.metrics(&world.system.client).await;
+        for name in ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"] {
+            assert!(text.contains(&format!("# TYPE {name} gauge\n{name}{{")), "no {name} in\n{text}");
         }
     }
-    assert!(!ids.is_empty(), "the engine itself refused some");
-    for counts in world.billed(&ids).await {
-        assert_eq!((counts.prompt(), counts.generated()), (0, 0));
-    }
-    for call in calls::free() {
-        let answer = world.ask(&call).await;
-        let text = String::from_utf8(answer.body.to_vec()).unwrap();
-        assert_eq!(answer.status, 200, "{}: {text}", call.name);
-        let id = answer.header("x-request-id").unwrap();
-        assert_eq!(text, String::from_utf8(world.answered(id).body).unwrap(), "{}", call.name);
-    }
-    assert_eq!(world.totals().await, before, "nothing of it made the engine count");
-}
-
-/// Whole answers and streams at the same time, on both replicas.
-async fn many_at_once(world: &World) {
-    let before = world.totals().await;
-    // What counts its prompt more than once was looked at alone.
-    let calls: Vec<Call> = calls::whole().into_iter().filter(|call| call.prompts == 1).collect();
-    let many: Vec<&Call> = calls.iter().cycle().take(96).collect();
-    let answers = join_all(many.iter().map(|call| world.ask(call))).await;
-    let mut ids = Vec::new();
-    for (call, answer) in many.iter().zip(&answers) {
-        let text = String::from_utf8(answer.body.to_vec()).unwrap();
-        assert_eq!(answer.status, 200, "{}: {text}", call.name);
-        let id = answer.header("x-request-id").unwrap().to_owned();
-        assert_eq!(text, wire::expected(call, &world.answered(&id).body), "{}", call.name);
-        ids.push(id);
-    }
-    let shares: Vec<usize> =
-        world.taps.iter().map(|tap| ids.iter().filter(|id| tap.answered(id).is_some()).count()).collect();
-    println!("  requests by replica: {shares:?}");
-    assert!(shares.iter().all(|share| *share > 0), "each replica had its share: {shares:?}");
-    let counted = world.totals().await - before;
-    let billed = world.billed(&ids).await;
-    assert_eq!(billed.iter().map(Counts::generated).sum::<u64>(), counted.generated);
-    assert_eq!(billed.iter().map(Counts::prompt).sum::<u64>(), counted.prompt);
-}
-
-/// A client that hangs up pays for what the gateway received, which is at least what it got and at most what was made. The
-/// engine makes a few tokens more before it learns of it: they are listed, and they are on nobody's bill.
-async fn hung_up(world: &World) {
-    let mut unbilled = 0;
-    for (call, reads) in calls::cut() {
-        let before = world.totals().await;
-        let (id, seen) = world.hang_up(&call, reads).await;
-        let counted = world.totals().await - before;
-        let engine = world.answered(&id);
-        let billed = world.billed(std::slice::from_ref(&id)).await[0];
-        let sent = wire::told(&engine.body).map_or(0, |told| told.generated);
-        let name = call.name;
-        println!(
-            "  {name} after {reads} reads ({} bytes): billed {} + {}, the engine made {} (in flight: {}), last count sent {sent}",
-            seen.len(),
-            billed.prompt(),
-            billed.generated(),
-            counted.generated,
-            counted.generated - billed.generated(),
-        );
-        assert!(engine.body.starts_with(&seen[..seen.len().min(6)]), "{name}: what was read is the engine's");
-        assert!(billed.generated() <= counted.generated, "{name}: more was billed than was made");
-        assert!(billed.generated() < 800, "{name}: it was cut short");
-        assert!(billed.prompt() == 0 || billed.prompt() * call.prompts == counted.prompt, "{name}: the prompt");
-        assert!(billed.generated() == 0 || billed.prompt() > 0, "{name}: output is billed with its input");
-        unbilled += counted.generated - billed.generated();
-    }
-    println!("  {unbilled} tokens were in flight in all");
-}
-
-/// The sum of all requests is the same wherever it is asked for.
-async fn one_figure(world: &World) {
-    let system = &world.system;
-    let raw = system.raw().await;
-    assert_eq!(system.aggregates().await, raw);
-    until("usage and balances to be the rows", PATIENCE, async || {
-        let (usage, balances) = (system.usage(&[TENANT]).await, system.balances(&[TENANT]).await);
-        if usage == raw && balances == raw { Ok(()) } else { Err((usage, balances, raw.clone())) }
+    let url = world.system.url(promises::system::Role::Gateway, "/metrics");
+    until("the gateway to have read every engine's metrics", PATIENCE, async || {
+        let answer = world.system.client.get(&url, None).await.map_err(|error| format!("{error:?}"))?;
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let age = |replica: &str| text.contains(&format!("metrics_age_seconds{{replica=\"{replica}\"}} 0"));
+        if ["vllm-0", "vllm-1", "vllm-2"].into_iter().all(age) { Ok(()) } else { Err(text) }
     })
     .await;
 }
 
-/// An engine that dies in the middle of a stream: the client is told, what it got is billed, and the other replica goes on.
-async fn killed(world: &mut World) {
-    let (call, _) = calls::cut().remove(0);
-    let url = world.system.url(Role::Gateway, call.path);
-    let body = Bytes::from(call.body.to_string());
-    let answer = world.system.client.open(Method::POST, &url, Some(&world.key), Some(body)).await.unwrap();
-    let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
-    let (mut seen, mut body) = (Vec::new(), answer.into_body());
-    while seen.windows(6).filter(|six| six == b"data: ").count() < 20 {
-        seen.extend_from_slice(&body.frame().await.expect("more").unwrap().into_data().unwrap());
+/// One after the other, each held to the bytes and the counters of the engine.
+async fn whole_answers(world: &World, account: &mut Account) {
+    let mut asked = Vec::new();
+    for call in calls::whole() {
+        asked.push(complete(world, 0, call).await);
     }
-    let at = world.taps.iter().position(|tap| tap.answered(&id).is_some()).expect("a replica answered");
-    world.engines[at].kill();
-    while let Some(Ok(frame)) = body.frame().await {
-        seen.extend_from_slice(&frame.into_data().unwrap_or_default());
+    enter(world, account, &asked).await;
+}
+
+/// A request that was answered to its end while the engines did nothing else.
+struct Complete {
+    call: Call,
+    id: String,
+    engine: Answered,
+    counted: Totals,
+}
+
+async fn complete(world: &World, tenant: usize, call: Call) -> Complete {
+    let before = world.totals().await;
+    let Asked { id, status, text } = world.ask_as(tenant, &call).await;
+    assert_eq!(status, 200, "{}: {text}", call.name);
+    let engine = world.answered(&id);
+    assert_eq!(text, wire::expected(&call, &engine.body), "{}: the answer is the engine's own", call.name);
+    let counted = world.totals().await - before;
+    println!("  {}: engine {counted:?}", call.name);
+    Complete { call, id, engine, counted }
+}
+
+/// Enters what the engine told of each of them, which is what is billed.
+async fn enter(world: &World, account: &mut Account, asked: &[Complete]) {
+    let ids: Vec<String> = asked.iter().map(|asked| asked.id.clone()).collect();
+    for (Complete { call, engine, counted, .. }, billed) in asked.iter().zip(world.billed(&ids).await) {
+        let name = call.name;
+        let told = wire::told(&engine.body).unwrap_or_else(|| panic!("{name}: the engine told no usage"));
+        assert_eq!((billed.prompt(), billed.generated()), (told.prompt, told.generated), "{name}: {billed:?}");
+        assert_eq!(billed.requests, 1, "{name}");
+        let each = (call.prompts - 1) * told.prompt;
+        account.enter((call.path, "complete"), billed, *counted, &[(Why::EachChoice, each.cast_signed())]);
     }
-    let text = String::from_utf8(seen).unwrap();
-    let last: Vec<&str> = text.trim_end().rsplit("\n\n").take(2).collect();
-    let error: Value = serde_json::from_str(last[1].trim_start_matches("data: ")).unwrap();
-    assert_eq!((last[0], &error["error"]["code"]), ("data: [DONE]", &json!("upstream_error")), "{text}");
-    let billed = world.billed(std::slice::from_ref(&id)).await[0];
-    let sent = text.matches("\"delta\":{\"content\":").count() as u64;
-    println!("  billed {} + {}, the client saw {sent} pieces", billed.prompt(), billed.generated());
-    assert!(billed.prompt() > 0 && billed.generated() > 0 && billed.generated() < 800);
-    let (call, _) = (calls::whole().remove(0), ());
-    for _ in 0..4 {
-        assert_eq!(world.ask(&call).await.status, 200, "the other replica answers");
+}
+
+/// What the engine refuses is told in its own words, what the gateway refuses would be refused by the engine too, and all of
+/// it costs nothing.
+async fn refused(world: &World, account: &mut Account) {
+    let before = world.totals().await;
+    let mut by_engine = Vec::new();
+    for Refused { call, status, engine, passed_on } in calls::refused() {
+        let at = if call.body["model"] == EMBEDDER { 2 } else { 0 };
+        let direct = world.ask_engine(at, &call).await;
+        let asked = world.ask(&call).await;
+        println!("  {}: engine {} {}", call.name, direct.status, direct.text);
+        println!("  {}: gateway {} {}", call.name, asked.status, asked.text);
+        assert_eq!((asked.status.as_u16(), direct.status.as_u16()), (status, engine), "{}", call.name);
+        let answered = world.answered(&asked.id);
+        if passed_on {
+            assert_eq!((answered.status, answered.body), (status, asked.text.into_bytes()), "{}", call.name);
+            by_engine.push((call.path, asked.id));
+        } else {
+            let error: Value = serde_json::from_str(&asked.text).unwrap();
+            assert!(error["error"]["code"].is_string() && error["error"]["message"].is_string(), "{}", asked.text);
+            assert!(!asked.text.contains("127.0.0.1"), "{}", asked.text);
+        }
     }
+    assert_eq!(world.totals().await, before, "nothing of it made the engine count");
+    enter_free(world, account, "refused", by_engine).await;
+}
+
+async fn enter_free(world: &World, account: &mut Account, outcome: &'static str, asked: Vec<(&'static str, String)>) {
+    let (paths, ids): (Vec<_>, Vec<_>) = asked.into_iter().unzip();
+    for (path, billed) in paths.into_iter().zip(world.billed(&ids).await) {
+        account.enter((path, outcome), billed, Totals::default(), &[]);
+    }
+}
+
+/// What generates nothing is passed on and costs nothing.
+async fn free(world: &World, account: &mut Account) {
+    let before = world.totals().await;
+    let mut answered = Vec::new();
+    for call in calls::free() {
+        let asked = world.ask(&call).await;
+        assert_eq!(asked.status, 200, "{}: {}", call.name, asked.text);
+        assert_eq!(asked.text.as_bytes(), world.answered(&asked.id).body, "{}", call.name);
+        answered.push((call.path, asked.id));
+    }
+    assert_eq!(world.totals().await, before, "nothing of it made the engine count");
+    enter_free(world, account, "free", answered).await;
+}
+
+/// The engine takes the band of the tenant's plan for its own queue, and nothing that a client says of it.
+async fn priority(world: &World, account: &mut Account) {
+    let mut call = calls::whole().remove(0);
+    call.body["priority"] = json!(-100);
+    let mut asked = Vec::new();
+    for (tenant, wanted) in [(0, 0), (1, 1)] {
+        let complete = complete(world, tenant, call.clone()).await;
+        let question: Value = serde_json::from_slice(&complete.engine.question).unwrap();
+        assert_eq!(question["priority"], wanted, "{}", TENANTS[tenant]);
+        asked.push(complete);
+    }
+    enter(world, account, &asked).await;
+}
+
+/// Whole answers and streams at the same time, on both replicas: each is what the engine told of it, and all of them are
+/// what the engines counted.
+async fn many_at_once(world: &World, account: &mut Account) {
+    let before = world.totals().await;
+    let calls = calls::whole();
+    let many: Vec<&Call> = calls.iter().cycle().take(3 * calls.len()).collect();
+    let answers = join_all(many.iter().map(|call| world.ask(call))).await;
+    let counted = world.totals().await - before;
+    let ids: Vec<String> = answers.iter().map(|asked| asked.id.clone()).collect();
+    let billed = world.billed(&ids).await;
+    let mut sum = Totals::default();
+    for ((call, asked), billed) in many.iter().zip(&answers).zip(billed) {
+        assert_eq!(asked.status, 200, "{}: {}", call.name, asked.text);
+        let engine = world.answered(&asked.id);
+        assert_eq!(asked.text, wire::expected(call, &engine.body), "{}", call.name);
+        let told = wire::told(&engine.body).unwrap();
+        let counted = Totals { prompt: told.prompt * call.prompts, generated: told.generated };
+        let each = (call.prompts - 1) * told.prompt;
+        account.enter((call.path, "complete, many at once"), billed, counted, &[(Why::EachChoice, each.cast_signed())]);
+        sum = sum + counted;
+    }
+    assert_eq!(sum, counted, "what the engines told is what they counted");
+    let shares: Vec<usize> =
+        world.taps.iter().map(|tap| ids.iter().filter(|id| tap.answered(id).is_some()).count()).collect();
+    println!("  requests by replica: {shares:?}");
+    assert!(shares.iter().all(|share| *share > 0), "each replica had its share: {shares:?}");
+}
+
+/// The sum of all requests is the same wherever it is asked for, and with what the account explains it is what the engines
+/// have counted since the test began.
+async fn one_figure(world: &World, account: &Account, began: Totals) {
+    let (requests, billed, counted) = account.sum();
+    assert_eq!(world.totals().await - began, counted, "the engines counted nothing else");
+    let system = &world.system;
+    let raw = system.raw().await;
+    let mut sum = Counts::default();
+    raw.values().for_each(|counts| sum += *counts);
+    assert_eq!(Totals { prompt: sum.prompt(), generated: sum.generated() }, billed, "nothing else was billed");
+    println!("  {requests} requests, {sum:?}");
+    assert_eq!(system.aggregates().await, raw);
+    until("usage and balances to be the rows", PATIENCE, async || {
+        let (usage, balances) = (system.usage(&TENANTS).await, system.balances(&TENANTS).await);
+        if usage == raw && balances == raw { Ok(()) } else { Err((usage, balances, raw.clone())) }
+    })
+    .await;
 }

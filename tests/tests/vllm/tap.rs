@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::stream::unfold;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Full, StreamBody};
+use http_body_util::{BodyExt as _, Collected, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,6 +22,8 @@ use tokio::task::JoinSet;
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answered {
     pub(crate) status: u16,
+    /// What it was asked.
+    pub(crate) question: Bytes,
     /// What of its body the gateway was sent.
     pub(crate) body: Vec<u8>,
 }
@@ -45,7 +47,8 @@ impl Tap {
         let kept = Kept::default();
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        let pool = Pool::builder(TokioExecutor::new()).build(connector);
+        // The engine closes connections that were not used for a while, maybe while one is: each request has its own.
+        let pool = Pool::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         let mut serving = JoinSet::new();
         serving.spawn(serve(listener, port, pool, Arc::clone(&kept)));
         Self { url, kept, _serving: serving }
@@ -53,9 +56,12 @@ impl Tap {
 
     /// What the engine answered to this request, if it was asked.
     pub(crate) fn answered(&self, request_id: &str) -> Option<Answered> {
-        // Each attempt has the request's id in front.
-        let kept = self.kept.lock().unwrap();
-        kept.iter().filter(|(id, _)| id.starts_with(request_id)).map(|(_, answered)| answered.clone()).next_back()
+        self.kept.lock().unwrap().get(request_id).cloned()
+    }
+
+    /// The requests that it was asked.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.kept.lock().unwrap().keys().cloned().collect()
     }
 }
 
@@ -85,13 +91,17 @@ async fn pass(
     let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     head.uri = format!("http://127.0.0.1:{port}{path}").parse().unwrap();
     head.headers.remove("host");
-    let Ok(body) = body.collect().await else { return Ok(gone()) };
-    let Ok(response) = pool.request(Request::from_parts(head, Full::new(body.to_bytes()))).await else {
+    let Ok(question) = body.collect().await.map(Collected::to_bytes) else { return Ok(gone()) };
+    if !id.is_empty() {
+        let asked = Answered { question: question.clone(), ..Answered::default() };
+        kept.lock().unwrap().insert(id.clone(), asked);
+    }
+    let Ok(response) = pool.request(Request::from_parts(head, Full::new(question))).await else {
         return Ok(gone());
     };
     let (head, body) = response.into_parts();
-    if !id.is_empty() {
-        kept.lock().unwrap().insert(id.clone(), Answered { status: head.status.as_u16(), body: Vec::new() });
+    if let Some(answered) = kept.lock().unwrap().get_mut(&id) {
+        answered.status = head.status.as_u16();
     }
     let frames = unfold((body, kept, id), async |(mut body, kept, id)| {
         let frame: Result<Frame<Bytes>, hyper::Error> = body.frame().await?;

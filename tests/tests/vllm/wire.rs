@@ -1,5 +1,7 @@
 //! What a client should have got, made from the bytes that the engine sent: the same, without the usage it did not ask for.
-//! Written without the product's code, so that the two can disagree.
+//! And what there is to bill of an answer that was cut. Written without the product's code, so that the two can disagree.
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
 
@@ -64,5 +66,43 @@ pub(crate) fn told(engine: &[u8]) -> Option<Told> {
     };
     let whole = serde_json::from_str::<Value>(&text).ok();
     let events = text.lines().filter_map(|line| serde_json::from_str(line.strip_prefix("data: ")?).ok());
-    whole.into_iter().chain(events).filter_map(|json: Value| of(&json)).last()
+    whole.into_iter().chain(events).filter_map(|json: Value| of(&json)).next_back()
+}
+
+/// How many events are whole, signs of life left out.
+pub(crate) fn events(bytes: &[u8]) -> usize {
+    whole_events(bytes).count()
+}
+
+fn whole_events(bytes: &[u8]) -> impl Iterator<Item = Value> {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let whole = text.rfind("\n\n").map_or(0, |end| end);
+    let events: Vec<String> = text[..whole].split("\n\n").map(str::to_owned).collect();
+    events.into_iter().filter_map(|event| {
+        let data = event.lines().find_map(|line| line.strip_prefix("data: "))?;
+        serde_json::from_str(data).ok()
+    })
+}
+
+/// What the first so many events of a stream tell: counts where the engine tells them, else at least a token for each piece
+/// of text and at most one for each of its bytes.
+pub(crate) fn told_so_far(engine: &[u8], events: usize) -> (Told, Told) {
+    let (mut prompt, mut counted, mut pieces, mut bytes) = (0, BTreeMap::new(), 0, 0);
+    for event in whole_events(engine).take(events) {
+        let usage = if event["usage"].is_object() { &event["usage"] } else { &event["message"]["usage"] };
+        let number = |name: &str| usage[name].as_u64().unwrap_or(0);
+        prompt = prompt.max(number("prompt_tokens") + number("input_tokens") + number("cache_read_input_tokens"));
+        if let (Some(index), Some(tokens)) =
+            (event["choices"][0]["index"].as_u64(), usage["completion_tokens"].as_u64())
+        {
+            counted.insert(index, tokens);
+        }
+        let delta = &event["delta"];
+        if let Some(text) = delta.as_str().or(delta["text"].as_str()).filter(|text| !text.is_empty()) {
+            pieces += 1;
+            bytes += text.len() as u64;
+        }
+    }
+    let counted: u64 = counted.values().sum();
+    (Told { prompt, generated: counted.max(pieces) }, Told { prompt, generated: counted.max(bytes) })
 }

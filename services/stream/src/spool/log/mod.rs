@@ -1,5 +1,8 @@
 //! The one writer of a spool: appends frames, rolls segments, syncs in groups, and knows how far fsync has come.
 
+mod segments;
+mod state;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,82 +13,17 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::book::Book;
-use super::disk::{Disk, DiskFile, read_up_to, write_all};
+use super::disk::{Disk, DiskFile};
 use super::draft::{AppendError, Draft, Drafted, Numbering};
-use super::frame::{self, Entry, Position};
+use super::frame::Position;
 use super::meters::Meters;
-use super::segment::{FORMAT, Header, Previous, TopicSpec, name_of};
+use super::segment::{Header, Previous, TopicSpec, name_of};
+use segments::{make_durable, place, seqs_before};
+use state::Active;
+pub(crate) use state::State;
 
 /// After a disk refused a write, this long nothing is tried, microseconds.
 const RETRY_AFTER: u64 = 100_000;
-
-#[derive(Debug)]
-struct Active {
-    number: u64,
-    file: Arc<dyn DiskFile>,
-    /// Bytes of whole frames.
-    len: u64,
-    /// A write failed: nothing more may be appended here.
-    broken: bool,
-    /// A sync failed: a later one proves nothing.
-    suspect: bool,
-}
-
-/// Everything under the one lock.
-#[derive(Debug)]
-pub(crate) struct State {
-    pub numbering: Numbering,
-    pub book: Book,
-    pub closed: bool,
-    active: Active,
-    /// Frames of the active segment beyond the frontier, kept until fsync covers them.
-    unsynced: Vec<u8>,
-    /// The bytes of the last frame, kept so that the next one needs no allocation.
-    scratch: Vec<u8>,
-    frontier: Position,
-    syncing: bool,
-    /// Lengths of the segments before the active one.
-    sealed: BTreeMap<u64, u64>,
-    failed_at: Option<i64>,
-}
-
-impl State {
-    /// Number of segments.
-    pub(crate) fn segments(&self) -> u64 {
-        self.sealed.len() as u64 + 1
-    }
-
-    /// Bytes of all segments.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.sealed.values().sum::<u64>() + self.active.len
-    }
-
-    /// The number of the segment that is appended to.
-    pub(crate) fn active_segment(&self) -> u64 {
-        self.active.number
-    }
-
-    /// Up to here fsync has come.
-    pub(crate) fn frontier(&self) -> Position {
-        self.frontier
-    }
-
-    /// The end of what is written, synced or not.
-    pub(crate) fn head(&self) -> Position {
-        Position { segment: self.active.number, offset: self.active.len }
-    }
-
-    /// Bytes from `from` to the end of what is written.
-    pub(crate) fn bytes_since(&self, from: Position) -> u64 {
-        let sealed: u64 = self.sealed.range(from.segment..).map(|(_, len)| len).sum();
-        (sealed + self.active.len).saturating_sub(from.offset)
-    }
-
-    /// The oldest segment.
-    pub(crate) fn oldest(&self) -> u64 {
-        self.sealed.keys().next().copied().unwrap_or(self.active.number)
-    }
-}
 
 pub(crate) type Guard<'a> = MutexGuard<'a, State>;
 
@@ -453,56 +391,5 @@ impl Log {
         }
         self.lock().sealed.remove(&number);
         Ok(())
-    }
-}
-
-/// Makes the last segment of a process that is gone durable. Its bytes may be in memory only, and its last sync may have
-/// failed, after which another one proves nothing; so they are written once more, in their place.
-fn make_durable(disk: &dyn Disk, number: u64, shipped: Position, length: u64) -> io::Result<()> {
-    let file = disk.open(&name_of(number))?;
-    let from = if shipped.segment == number { shipped.offset } else { 0 };
-    let mut bytes = vec![0; usize::try_from(length.saturating_sub(from)).unwrap_or(0)];
-    let read = read_up_to(&*file, &mut bytes, from)?;
-    write_all(&*file, &bytes[..read], from)?;
-    file.sync()
-}
-
-/// A new segment with these first bytes: there whole and durable, or not at all.
-fn place(disk: &dyn Disk, number: u64, bytes: &[u8]) -> io::Result<Arc<dyn DiskFile>> {
-    let name = name_of(number);
-    let temporary = format!("{name}.tmp");
-    let file = disk.create(&temporary)?;
-    let written = write_all(&*file, bytes, 0).and_then(|()| file.sync());
-    if let Err(error) = written {
-        let _ = disk.remove(&temporary);
-        return Err(error);
-    }
-    disk.rename(&temporary, &name)?;
-    disk.sync_dir()?;
-    Ok(file)
-}
-
-/// The numbers as they stood before the records in `frames`.
-fn seqs_before(frames: &[u8], source: Uuid, mut seqs: Vec<Vec<u64>>) -> Vec<Vec<u64>> {
-    let mut rest = frames;
-    while let Ok((payload, end)) = frame::check(rest) {
-        for entry in frame::entries(payload).unwrap_or_default() {
-            if let Entry::Record(record) = entry
-                && record.source == source
-            {
-                let seq = &mut seqs[record.topic as usize][record.partition as usize];
-                *seq = (*seq).min(record.seq.saturating_sub(1));
-            }
-        }
-        rest = &rest[end..];
-    }
-    seqs
-}
-
-impl Header {
-    fn new(spool: Uuid, boot: Uuid, numbering: &Numbering, topics: &[TopicSpec], previous: Option<Previous>) -> Self {
-        let source = (!numbering.source.is_nil()).then_some(numbering.source);
-        let Numbering { before, seqs, time, .. } = numbering.clone();
-        Self { format: FORMAT, spool, boot, source, before, topics: topics.to_vec(), previous, seqs, time }
     }
 }

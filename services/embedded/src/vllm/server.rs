@@ -4,13 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
+use runtime::Shutdown;
+use runtime::http::{Accepted, Connections, Listener};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use super::faults::ArmedFault;
 use super::record::RequestRecord;
@@ -60,51 +59,24 @@ fn checked(settings: SimulatorSettings) -> Result<Arc<State>, SimulatorError> {
 }
 
 async fn run(state: Arc<State>, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
-    let mut connections = JoinSet::new();
-    let closing = CancellationToken::new();
-    tokio::pin!(shutdown);
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            Some(_) = connections.join_next() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(Arc::clone(&state), stream, closing.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the simulated vLLM could not accept a connection");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-            },
-        }
+    let (listener, mut connections, never) = (Listener::from(listener), Connections::new(), Shutdown::new());
+    let start = |tasks: &mut JoinSet<()>, accepted| drop(tasks.spawn(connection(Arc::clone(&state), accepted)));
+    tokio::select! {
+        biased;
+        () = shutdown => {}
+        () = listener.accept(&mut connections, &never, start) => {}
     }
     drop(listener);
     state.engine.drain().await;
-    closing.cancel();
-    let all = async { while connections.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(LINGER, all).await;
+    connections.drain(LINGER).await;
 }
 
-async fn connection(state: Arc<State>, stream: TcpStream, closing: CancellationToken) {
-    // Without it one small event in ten would wait for the client's delayed acknowledgement.
-    let _ = stream.set_nodelay(true);
+async fn connection(state: Arc<State>, accepted: Accepted) {
     let control = Arc::new(SocketControl::default());
     let max_write = usize::try_from(state.settings.max_write_bytes).unwrap_or(0);
-    let io = TokioIo::new(Socket::new(stream, Arc::clone(&control), max_write));
-    let service = service_fn(move |request| handle(Arc::clone(&state), Arc::clone(&control), request));
-    let connection = http1::Builder::new().half_close(false).serve_connection(io, service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection to the simulated vLLM ended early");
-    }
+    let Some(opened) = accepted.open().await else { return };
+    let opened = opened.around(|socket| Socket::new(socket, Arc::clone(&control), max_write));
+    opened.serve(service_fn(move |request| handle(Arc::clone(&state), Arc::clone(&control), request))).await;
 }
 
 /// A running simulator, for tests in the same process. Dropping it kills it.

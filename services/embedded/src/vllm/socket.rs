@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use runtime::http::Socket as Accepted;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// What an answer may ask of its connection.
 #[derive(Debug, Default)]
@@ -25,14 +25,14 @@ impl SocketControl {
 /// A TCP connection of a client.
 #[derive(Debug)]
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Accepted,
     control: Arc<SocketControl>,
     max_write: usize,
 }
 
 impl Socket {
     /// `max_write` 0: no bound.
-    pub(super) fn new(stream: TcpStream, control: Arc<SocketControl>, max_write: usize) -> Self {
+    pub(super) fn new(stream: Accepted, control: Arc<SocketControl>, max_write: usize) -> Self {
         Self { stream, control, max_write }
     }
 }
@@ -41,7 +41,7 @@ impl Drop for Socket {
     fn drop(&mut self) {
         if self.control.reset.load(Ordering::Acquire) {
             // Without linger the kernel drops what it holds and sends RST.
-            let _ = self.stream.set_zero_linger();
+            let _ = self.stream.reset_on_close();
         }
     }
 }

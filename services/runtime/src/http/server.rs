@@ -223,6 +223,19 @@ pub enum Socket {
     Secure(Box<TlsStream<TcpStream>>),
 }
 
+impl Socket {
+    /// Closed, it sends a reset in place of what it still holds.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn reset_on_close(&self) -> std::io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.set_zero_linger(),
+            Self::Secure(socket) => socket.get_ref().0.set_zero_linger(),
+        }
+    }
+}
+
 macro_rules! either {
     ($self:ident, $socket:ident => $done:expr) => {
         match $self.get_mut() {

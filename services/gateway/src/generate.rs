@@ -180,13 +180,14 @@ impl Gateway {
         };
         meter.first_byte();
         if said.usage.is_none() {
-            tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: it is estimated from the texts");
+            tracing::warn!(request = %meter.request_id(), trace = meter.trace_id(), model = %meter.model(), "the engine told no usage: it is estimated from the texts");
             meter.received(whole::estimate(ask.endpoint, &ask.prompt, &said, &body), true);
         }
         let aborted = said.choices.iter().any(|choice| choice.aborted);
         let reason = if aborted { EndReason::UpstreamError } else { EndReason::Complete };
         let (spool, end) =
             (meter.spool(), End { reason, status: status.as_u16(), error_code: said.error, usage: said.usage });
+        meter.finished_by(said.choices.iter().filter_map(|choice| choice.finish));
         let finished = meter.finish(end);
         // After that: who is next is decided by what this one has used.
         if aborted {

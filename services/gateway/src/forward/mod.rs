@@ -200,7 +200,7 @@ pub(crate) async fn dispatch(
             break;
         }
         tried.push(lease.id.clone());
-        meter.attempt(number, &lease.id, lease.version());
+        meter.attempt(number, &lease);
         match attempt(client, call, lease, number, meter).await {
             Ok(answering) => return Ok(answering),
             Err(Ended::Final(failure)) => return Err(failure),
@@ -222,7 +222,7 @@ async fn attempt(
     let until = call.total.min(Instant::now() + call.first_byte);
     let response = match tokio::time::timeout_at(until, client.send(&lease, call, meter)).await {
         Err(_) => {
-            meter.attempt_ended(&id, "deadline");
+            meter.attempt_ended("deadline");
             lease.failed("it gave no answer in time");
             // A whole answer may be long in the making everywhere; the head of a stream is not.
             let hopeless = !call.want.stream || Instant::now() >= call.total;
@@ -233,8 +233,8 @@ async fn attempt(
             if !reached {
                 lease.seen(false, "it could not be reached");
             }
-            tracing::warn!(replica = %id, request = %meter.request_id(), %error, "the replica gave no answer");
-            meter.attempt_ended(&id, "broken");
+            tracing::warn!(replica = %id, request = %meter.request_id(), trace = meter.trace_id(), %error, "the replica gave no answer");
+            meter.attempt_ended("broken");
             // One that cannot be reached is back as soon as its health check says so.
             if reached {
                 lease.failed("it gave no answer");
@@ -248,34 +248,34 @@ async fn attempt(
         Head::Answer => match begun(response, call, until).await {
             Ok((response, read)) => Ok(Answering { lease, response, read, first_token: until }),
             Err(First::Error(error)) if error.status.is_client_error() => {
-                meter.attempt_ended(&id, "refused");
+                meter.attempt_ended("refused");
                 lease.served();
                 Err(Ended::Final(Failure::Error(error)))
             }
             Err(First::Deadline) => {
-                meter.attempt_ended(&id, "deadline");
+                meter.attempt_ended("deadline");
                 Err(Ended::Final(Failure::Deadline))
             }
             Err(First::Error(error)) => {
-                tracing::warn!(replica = %id, request = %meter.request_id(), "the replica's stream begins with an error");
-                meter.attempt_ended(&id, "failed");
+                tracing::warn!(replica = %id, request = %meter.request_id(), trace = meter.trace_id(), "the replica's stream begins with an error");
+                meter.attempt_ended("failed");
                 lease.failed("it answers with an error");
                 again(Failure::Error(error), true)
             }
             Err(_) => {
-                tracing::warn!(replica = %id, request = %meter.request_id(), "the replica's stream ends before it begins");
-                meter.attempt_ended(&id, "broken");
+                tracing::warn!(replica = %id, request = %meter.request_id(), trace = meter.trace_id(), "the replica's stream ends before it begins");
+                meter.attempt_ended("broken");
                 lease.failed("it gave no answer");
                 again(Failure::Broken, true)
             }
         },
         Head::Refused => {
-            meter.attempt_ended(&id, "refused");
+            meter.attempt_ended("refused");
             lease.served();
             Err(Ended::Final(read_error(response).await.map_or(Failure::Broken, Failure::Error)))
         }
         Head::Failing => {
-            meter.attempt_ended(&id, "failed");
+            meter.attempt_ended("failed");
             if status == StatusCode::SERVICE_UNAVAILABLE {
                 lease.overloaded();
             } else if number == 0 {
@@ -288,13 +288,13 @@ async fn attempt(
             let missing = matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
             // An engine that has the path says in an error what it does not find.
             if missing && read_error(response).await.is_none_or(|error| error.code().is_none()) {
-                meter.attempt_ended(&id, "not_served");
+                meter.attempt_ended("not_served");
                 tracing::warn!(replica = %id, path = call.asked.path, "the replica has no such path");
                 lease.served();
                 return again(Failure::NotServed, true);
             }
             tracing::error!(replica = %id, %status, "the replica is set up wrongly: it does not serve what control says");
-            meter.attempt_ended(&id, "foreign");
+            meter.attempt_ended("foreign");
             // One that is without an adapter serves others well.
             if !lease.is_of_adapter() {
                 lease.failed("it does not serve what control says");

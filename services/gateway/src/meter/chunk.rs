@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::said::{Choice, Malformed, Place, Said, UsageSpans, code_of, usage};
+use super::said::{Choice, Malformed, Place, Said, UsageSpans, code_of, finish_of, usage};
 use crate::object::{NotJson, Walk, members};
 
 /// Reads a chunk, or a whole answer: they are alike.
@@ -73,6 +73,7 @@ fn choice(walk: &mut Walk<'_>) -> Result<Choice, NotJson> {
             "finish_reason" => {
                 let reason = walk.value()?;
                 (choice.finished, choice.aborted) = (reason != "null", reason == "\"abort\"");
+                choice.finish = finish_of(reason);
             }
             _ => drop(walk.value()?),
         }
@@ -107,7 +108,7 @@ mod tests {
         let role = read(r#"{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}"#).unwrap();
         assert!(!role.choices[0].has_content && role.is_answer);
         let last = read(r#"{"choices":[{"index":0,"text":"ab","finish_reason":"abort"}]}"#).unwrap().choices[0];
-        assert_eq!((last.bytes, last.finished, last.aborted), (2, true, true));
+        assert_eq!((last.bytes, last.finished, last.aborted, last.finish), (2, true, true, Some("abort")));
         for (error, code) in [
             (r#"{"error": {"message": "m", "code": 500}}"#, "500"),
             (r#"{"error":{"type":"server_error","code":"engine"}}"#, "engine"),

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::said::{Choice, Malformed, Part, Place, Said, Usage, code_of, object};
+use super::said::{Choice, Malformed, Part, Place, Said, Usage, error_of, finish_of, object};
 
 #[derive(Deserialize)]
 struct Event<'a> {
@@ -73,9 +73,11 @@ fn usage(raw: &RawValue) -> Option<(Usage, Part)> {
     Some((usage, if words.input_tokens.is_none() { Part::Output } else { Part::Both }))
 }
 
-/// A message that is given up has no reason of its own: vLLM tells it as null.
-fn aborted(stop_reason: Option<&RawValue>) -> bool {
-    stop_reason.is_none_or(|reason| matches!(reason.get(), "null" | "\"abort\""))
+/// The end of a message. One that is given up has no reason of its own: vLLM tells it as null.
+fn ended(stop_reason: Option<&RawValue>) -> Choice {
+    let reason = stop_reason.map_or("null", RawValue::get);
+    let aborted = matches!(reason, "null" | "\"abort\"");
+    Choice { finished: true, aborted, finish: finish_of(reason), ..Choice::default() }
 }
 
 impl Said {
@@ -89,10 +91,7 @@ impl Said {
 /// Reads the JSON of an event.
 pub(crate) fn event(json: &str) -> Result<Said, Malformed> {
     let event: Event<'_> = object(json)?;
-    let mut said = Said::default();
-    if let Some(error) = event.error {
-        said.error = Some(code_of(error.get()));
-    }
+    let mut said = Said { error: error_of(event.error), ..Said::default() };
     match event.kind.as_ref() {
         "message_start" => {
             // What it says of the output is nothing yet, or a guess.
@@ -119,9 +118,8 @@ pub(crate) fn event(json: &str) -> Result<Said, Malformed> {
             if said.usage.is_some() {
                 said.place = Place::Last;
             }
-            let aborted = aborted(event.delta.and_then(|delta| delta.stop_reason));
             said.is_answer = true;
-            said.choices.push(Choice { finished: true, aborted, ..Choice::default() });
+            said.choices.push(ended(event.delta.and_then(|delta| delta.stop_reason)));
         }
         "message_stop" => said.place = Place::End,
         _ => {}
@@ -132,10 +130,9 @@ pub(crate) fn event(json: &str) -> Result<Said, Malformed> {
 /// Reads a whole message.
 pub(crate) fn whole(json: &str) -> Result<Said, Malformed> {
     let event: Event<'_> = object(json)?;
-    let mut said = Said { is_answer: event.content.is_some(), ..Said::default() };
+    let mut said = Said { is_answer: event.content.is_some(), error: error_of(event.error), ..Said::default() };
     said.take(event.usage);
-    said.error = event.error.map(|error| code_of(error.get()));
-    said.choices.push(Choice { finished: true, aborted: aborted(event.stop_reason), ..Choice::default() });
+    said.choices.push(ended(event.stop_reason));
     Ok(said)
 }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::said::{Choice, Malformed, Place, Said, code_of, object, usage};
+use super::said::{Choice, Malformed, Place, Said, code_of, error_of, finish_of, object, usage};
 
 #[derive(Deserialize)]
 struct Event<'a> {
@@ -34,12 +34,12 @@ struct Response<'a> {
 impl Response<'_> {
     fn said(&self) -> Said {
         let failed = matches!(self.status.as_deref(), Some("failed" | "cancelled"));
-        let error = self.error.map(|error| code_of(error.get()));
+        let finish = self.status.as_deref().and_then(finish_of);
         Said {
             usage: self.usage.and_then(|raw| usage(raw.get())),
             is_answer: self.output.is_some(),
-            choices: vec![Choice { finished: true, aborted: failed, ..Choice::default() }],
-            error: error.filter(|_| failed),
+            choices: vec![Choice { finished: true, aborted: failed, finish, ..Choice::default() }],
+            error: error_of(self.error).filter(|_| failed),
             ..Said::default()
         }
     }
@@ -55,17 +55,14 @@ pub(crate) fn event(json: &str) -> Result<Said, Malformed> {
         }
         // These come before the model is at work.
         "response.created" | "response.in_progress" | "response.queued" => Ok(Said::default()),
-        "error" => {
-            let error = event.error.map_or_else(|| code_of(json), |error| code_of(error.get()));
-            Ok(Said { error: Some(error), ..Said::default() })
-        }
+        "error" => Ok(Said { error: error_of(event.error).or_else(|| Some(code_of(json))), ..Said::default() }),
         kind if kind.starts_with("response.") => {
             let delta = event.delta.filter(|_| kind.ends_with(".delta")).map_or("", RawValue::get);
             let bytes = delta.strip_prefix('"').map_or(0, |text| text.len() as u64 - 1);
             let choice = Choice { has_content: bytes > 0, bytes, ..Choice::default() };
             Ok(Said { is_answer: true, choices: vec![choice], ..Said::default() })
         }
-        _ => Ok(Said { error: event.error.map(|error| code_of(error.get())), ..Said::default() }),
+        _ => Ok(Said { error: error_of(event.error), ..Said::default() }),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{chunk, messages, responses};
 use crate::endpoint::Wire;
@@ -33,6 +34,33 @@ pub(crate) struct Choice {
     pub finished: bool,
     /// Whether the engine gave it up: it was told to stop.
     pub aborted: bool,
+    /// Why nothing of it follows, where the engine says so.
+    pub finish: Option<&'static str>,
+}
+
+/// Why choices end, in the words of every wire.
+const FINISHES: [&str; 15] = [
+    "stop",
+    "length",
+    "tool_calls",
+    "function_call",
+    "content_filter",
+    "abort",
+    "eos_token",
+    "end_turn",
+    "max_tokens",
+    "stop_sequence",
+    "tool_use",
+    "completed",
+    "incomplete",
+    "failed",
+    "cancelled",
+];
+
+/// Why a choice ends; a word that is not known could be anything.
+pub(super) fn finish_of(word: &str) -> Option<&'static str> {
+    let known = FINISHES.into_iter().find(|known| *known == word.trim_matches('"'));
+    (word != "null").then_some(known.unwrap_or("other"))
 }
 
 /// Where an event stands in its stream.
@@ -154,6 +182,11 @@ fn detail(walk: &mut Walk<'_>, name: &str) -> Result<Option<u64>, NotJson> {
         walk.value().map(drop)
     })?;
     Ok(found)
+}
+
+/// The code of an error, if there is one.
+pub(super) fn error_of(error: Option<&RawValue>) -> Option<String> {
+    error.map(|error| code_of(error.get()))
 }
 
 /// The code of an error: a number with one front end, a text with the other; else what kind it is of.

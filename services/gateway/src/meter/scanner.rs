@@ -8,6 +8,9 @@ use super::said::{Malformed, Part, Place, Said, Usage};
 use crate::admit::request::{Ask, Wants};
 use crate::endpoint::{Endpoint, Wire};
 
+/// So many ends of choices are remembered, for the trace.
+const FINISHES: usize = 64;
+
 /// Where a stream stands after some of its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stands {
@@ -35,6 +38,8 @@ pub(crate) struct Scanner {
     held: BytesMut,
     answered: bool,
     aborted: bool,
+    /// Why its choices ended.
+    finishes: Vec<&'static str>,
     error: Option<String>,
     done: bool,
 }
@@ -54,6 +59,7 @@ impl Scanner {
             held: BytesMut::new(),
             answered: false,
             aborted: false,
+            finishes: Vec::new(),
             error: None,
             done: false,
         }
@@ -126,6 +132,7 @@ impl Scanner {
         self.answered |= said.is_answer && !said.choices.is_empty();
         for choice in &said.choices {
             self.aborted |= choice.aborted;
+            self.finishes.extend(choice.finish.filter(|_| self.finishes.len() < FINISHES));
         }
         let Some(mut usage) = said.usage else {
             return said.choices.iter().for_each(|choice| self.counts.piece(choice));
@@ -171,6 +178,11 @@ impl Scanner {
     /// Whether anything of an answer came.
     pub(crate) fn is_answered(&self) -> bool {
         self.answered
+    }
+
+    /// Why choices ended, in the order in which they did.
+    pub(crate) fn finishes(&self) -> impl Iterator<Item = &'static str> {
+        self.finishes.iter().copied()
     }
 
     /// Whether the engine gave a choice up.

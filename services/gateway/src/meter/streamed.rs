@@ -200,13 +200,14 @@ impl Streamed {
             self.upstream = None;
         }
         self.step = Step::Over;
-        let Some(meter) = self.meter.take() else { return };
+        let Some(mut meter) = self.meter.take() else { return };
         let code = refusal.map(|refusal| refusal.code).or(self.scanner.error()).map(str::to_owned);
         let usage = self.scanner.sum();
         if self.scanner.is_answered() && self.scanner.is_estimated() && usage.is_none() {
-            tracing::warn!(request = %meter.request_id(), model = %meter.model(), "the engine told no usage: pieces of the answer were counted in its place");
+            tracing::warn!(request = %meter.request_id(), trace = meter.trace_id(), model = %meter.model(), "the engine told no usage: pieces of the answer were counted in its place");
         }
         let (spool, status) = (meter.spool(), meter.status());
+        meter.finished_by(self.scanner.finishes());
         let finished = meter.finish(End { reason, status, error_code: code.clone(), usage });
         // After that: who is next is decided by what this one has used.
         self.let_go(reason, code.as_deref());

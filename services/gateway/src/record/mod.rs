@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use ledger::control::WhenSpoolFull;
-use ledger::ids::{ModelId, ModelVersion, ReplicaId, RequestId};
+use ledger::ids::{ModelId, ReplicaId, RequestId};
 use ledger::time::Micros;
 use ledger::tokens::{TokenClass, TokenCounts};
+use opentelemetry::trace::TraceId;
 use runtime::traces::Traces;
 use runtime::{Clock, Shutdown};
 use schemas::event::EndReason;
@@ -28,7 +29,11 @@ use crate::error::Refusal;
 use crate::meter::counts::Totals;
 use crate::meter::said::Usage;
 use crate::queue::Charge;
+use crate::route::Lease;
+use crate::route::metrics::Attempts;
 use crate::settings::AccessLog;
+use tracing::field::DisplayValue;
+
 use access::Line;
 pub(crate) use arrived::Arrived;
 use metrics::GatewayMetrics;
@@ -94,6 +99,8 @@ pub(crate) struct Meter {
     first_token: Option<Duration>,
     /// The last that was asked.
     replica: Option<ReplicaId>,
+    /// Tries there.
+    tries: Option<Arc<Attempts>>,
     /// Whether it is still to be said how the last attempt ended.
     answering: bool,
     totals: Totals,
@@ -150,6 +157,7 @@ impl Recorder {
             first_byte_at: None,
             first_token: None,
             replica: None,
+            tries: None,
             answering: false,
             totals: Totals::default(),
             received: false,
@@ -172,18 +180,20 @@ impl Meter {
         (self.charge, self.waited) = (Some(charge), waited);
     }
 
-    /// A try at a replica begins, at this version of the model.
-    pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId, version: &ModelVersion) {
+    /// A try at a replica begins.
+    pub(crate) fn attempt(&mut self, number: u32, lease: &Lease) {
         if number == 0 {
             self.recorder.metrics.overhead.observe(self.begun.elapsed().saturating_sub(self.waited).as_secs_f64());
         }
         self.attempts = number.saturating_add(1);
         self.dispatched_at = Some(self.now());
+        let replica = &lease.id;
         (self.replica, self.answering) = (Some(replica.clone()), true);
-        self.trace.attempt(number, replica);
+        self.tries = Some(Arc::clone(lease.attempts()));
+        self.trace.attempt(number, replica, lease.served_name());
         if let Some(open) = &mut self.open {
             open.attempt(number, replica.as_str());
-            open.serves(version);
+            open.serves(lease.version());
         }
         if let Some(reservation) = &mut self.reservation {
             reservation.sent();
@@ -191,10 +201,22 @@ impl Meter {
     }
 
     /// A try at a replica came to this.
-    pub(crate) fn attempt_ended(&mut self, replica: &ReplicaId, outcome: &'static str) {
+    pub(crate) fn attempt_ended(&mut self, outcome: &'static str) {
         self.answering = false;
         self.trace.attempt_ended(outcome);
-        self.recorder.metrics.attempts.with_label_values(&[replica.as_str(), outcome]).inc();
+        if let Some(tries) = &self.tries {
+            tries.came_to(outcome);
+        }
+    }
+
+    /// The choices of its answer ended so, in the engine's words.
+    pub(crate) fn finished_by(&mut self, reasons: impl IntoIterator<Item = &'static str>) {
+        self.trace.finished_by(reasons);
+    }
+
+    /// Its trace, for the log.
+    pub(crate) fn trace_id(&self) -> Option<DisplayValue<TraceId>> {
+        self.trace.id().map(tracing::field::display)
     }
 
     /// The headers by which the replica that is being asked learns of the trace.
@@ -253,7 +275,7 @@ impl Meter {
                 Ok(done) => ((), done.and_then(|done| done.delta.total().ok()).unwrap_or(0)),
                 Err(error) => {
                     // Nothing is lost: the counts are in the in-flight table, and come with the next one or the last.
-                    tracing::warn!(request = %open.admission().request_id, %error, "a checkpoint could not be written");
+                    tracing::warn!(request = %open.admission().request_id, trace = self.trace.id().map(tracing::field::display), %error, "a checkpoint could not be written");
                     ((), 0)
                 }
             };
@@ -300,7 +322,7 @@ impl Meter {
         let Usage { prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens } = usage;
         TokenCounts::from_usage(prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens)
             .inspect_err(|error| {
-                tracing::error!(request = %self.request_id(), %error, "the engine's usage cannot be: billed by its running counts");
+                tracing::error!(request = %self.request_id(), trace = self.trace_id(), %error, "the engine's usage cannot be: billed by its running counts");
             })
             .ok()
     }
@@ -321,8 +343,8 @@ impl Meter {
         if settled.estimated {
             metrics.estimated.with_label_values(&[reason.as_str()]).inc();
         }
-        if let Some(replica) = self.replica.as_ref().filter(|_| self.answering) {
-            metrics.attempts.with_label_values(&[replica.as_str(), reason.as_str()]).inc();
+        if let Some(tries) = self.tries.as_ref().filter(|_| self.answering) {
+            tries.came_to(reason.as_str());
         }
         self.trace.ended(&Ended { status, reason, code, tokens: settled.counts, attempts: self.attempts });
         let line = Line {

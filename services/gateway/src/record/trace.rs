@@ -8,7 +8,7 @@ use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanKind, Status, TraceContextExt as _, TraceFlags, TraceId, Tracer as _,
 };
-use opentelemetry::{Context, KeyValue};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, Span};
 use runtime::traces::Traces;
@@ -50,6 +50,8 @@ pub(crate) struct Spans {
     /// Until the first replica is asked.
     wait: Option<Span>,
     attempt: Option<Span>,
+    /// The model, as the replica that is being asked knows it.
+    served: Option<String>,
 }
 
 /// A request's end, as its trace tells it.
@@ -78,7 +80,7 @@ impl Trace {
         let tracer = traces.tracer().clone();
         let span = tracer.build_with_context(tracer.span_builder("request").with_kind(SpanKind::Server), &parent);
         let root = Context::new().with_span(span);
-        Self::Kept(Box::new(Spans { tracer, root, wait: None, attempt: None }))
+        Self::Kept(Box::new(Spans { tracer, root, wait: None, attempt: None, served: None }))
     }
 
     /// The trace's id, for the log.
@@ -119,13 +121,14 @@ impl Trace {
     }
 
     /// A replica is asked.
-    pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId) {
+    pub(crate) fn attempt(&mut self, number: u32, replica: &ReplicaId, served: &str) {
         let Self::Kept(spans) = self else { return };
         spans.wait = None;
         let mut span = spans.child("attempt", SpanKind::Client);
         span.set_attribute(KeyValue::new("tollgate.attempt", i64::from(number)));
         span.set_attribute(KeyValue::new("tollgate.replica", replica.as_str().to_owned()));
         spans.attempt = Some(span);
+        spans.served = Some(served.to_owned());
     }
 
     /// The replica that is being asked learns of the trace.
@@ -164,12 +167,26 @@ impl Trace {
         }
     }
 
+    /// The choices of the answer ended so.
+    pub(crate) fn finished_by(&mut self, reasons: impl IntoIterator<Item = &'static str>) {
+        let Some(spans) = self.recording() else { return };
+        let reasons: Vec<StringValue> = reasons.into_iter().map(StringValue::from).collect();
+        if !reasons.is_empty() {
+            let reasons = Value::Array(Array::String(reasons));
+            spans.root.span().set_attribute(KeyValue::new("gen_ai.response.finish_reasons", reasons));
+        }
+    }
+
     /// It has its end.
     pub(crate) fn ended(&mut self, ended: &Ended<'_>) {
         self.attempt_ended(ended.reason.as_str());
         let Some(spans) = self.recording() else { return };
         spans.wait = None;
         let root = spans.root.span();
+        // An engine answers in the name that it was asked by.
+        if let Some(served) = spans.served.take().filter(|_| ended.status == 200) {
+            root.set_attribute(KeyValue::new("gen_ai.response.model", served));
+        }
         let TokenCounts { input, cached_input, output, reasoning } = ended.tokens;
         root.set_attributes([
             KeyValue::new("gen_ai.usage.input_tokens", count(input.saturating_add(cached_input))),

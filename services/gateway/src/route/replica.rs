@@ -11,7 +11,7 @@ use ledger::ids::ReplicaId;
 use tokio::sync::Notify;
 
 use super::guard::{Said, Told};
-use super::metrics::Gauges;
+use super::metrics::{Attempts, Gauges};
 use super::outlier::{Outlier, Verdict};
 use super::prefix::Number;
 use crate::settings::Routing;
@@ -107,6 +107,11 @@ impl Replica {
     /// Host and port.
     pub(crate) fn authority(&self) -> &Authority {
         &self.authority
+    }
+
+    /// Tries at it.
+    pub(crate) fn attempts(&self) -> &Arc<Attempts> {
+        &self.gauges.attempts
     }
 
     /// Whether it is asked over TLS.

@@ -59,13 +59,19 @@ pub(crate) fn said(span: &Span, name: &str) -> Option<String> {
 }
 
 fn attribute(attributes: &[KeyValue], name: &str) -> Option<String> {
-    let text = |value: &AnyValue| match value.value.clone().unwrap() {
+    attributes.iter().find(|one| one.key == name).and_then(|one| one.value.as_ref()).map(text_of)
+}
+
+fn text_of(value: &AnyValue) -> String {
+    match value.value.clone().unwrap() {
         any_value::Value::StringValue(text) => text,
         any_value::Value::IntValue(number) => number.to_string(),
         any_value::Value::BoolValue(is) => is.to_string(),
+        any_value::Value::ArrayValue(list) => {
+            format!("[{}]", list.values.iter().map(text_of).collect::<Vec<_>>().join(", "))
+        }
         other => format!("{other:?}"),
-    };
-    attributes.iter().find(|one| one.key == name).and_then(|one| one.value.as_ref()).map(text)
+    }
 }
 
 /// Lower-case hex, as headers have it.

@@ -52,6 +52,8 @@ async fn a_streamed_chat_with_a_retry_is_one_trace_from_the_client_to_the_replic
     for (name, value) in [
         ("gen_ai.operation.name", "chat"),
         ("gen_ai.request.model", MODEL),
+        ("gen_ai.response.model", MODEL),
+        ("gen_ai.response.finish_reasons", "[stop]"),
         ("gen_ai.usage.input_tokens", "7"),
         ("gen_ai.usage.cache_read.input_tokens", "4"),
         ("gen_ai.usage.output_tokens", "2"),

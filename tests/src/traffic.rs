@@ -145,16 +145,19 @@ const FAULTS: [&str; 8] = [
     "refuse",
 ];
 
+/// Tokens of a stream whose client hangs up, beside those that any stream has.
+const LONGER: u32 = 24;
+
 /// `count` requests of `keys` keys, every shape among them.
 pub fn plan(count: usize, keys: usize, seed: u64) -> Vec<Planned> {
     let mut dice = Dice::new(seed);
     (0..count)
-        .map(|number| Planned {
-            number,
-            key: dice.below(keys as u64) as usize,
-            model: MODELS[dice.below(2) as usize],
-            shape: shape(&mut dice),
-            tokens: 1 + dice.below(40) as u32,
+        .map(|number| {
+            let (key, model) = (dice.below(keys as u64) as usize, MODELS[dice.below(2) as usize]);
+            let (shape, tokens) = (shape(&mut dice), 1 + dice.below(40) as u32);
+            // A client that hangs up does so long before the end, however many events come together.
+            let longer = if matches!(shape, Shape::HangUp { .. }) { LONGER } else { 0 };
+            Planned { number, key, model, shape, tokens: tokens + longer }
         })
         .collect()
 }
@@ -284,7 +287,8 @@ impl Seen {
         while read < limit {
             let frame = tokio::time::timeout(SILENCE, body.frame()).await.expect("a stream does not fall silent");
             let Some(Ok(frame)) = frame else { return };
-            for event in frame.data_ref().map(|data| events.push(data)).unwrap_or_default() {
+            let came = frame.data_ref().map(|data| events.push(data)).unwrap_or_default();
+            for event in came.into_iter().take(limit - read) {
                 read += 1;
                 self.read_event(&event);
             }

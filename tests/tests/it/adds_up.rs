@@ -123,7 +123,7 @@ pub(crate) fn admitted(seen: &[Seen]) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_mixed_requests_add_up() {
-    let system = System::start(1000).await;
+    let system = System::start(4000).await;
     let keys = shop(&system).await;
     let gateway = system.url(Role::Gateway, "");
     let seen = run(&system.client, &gateway, &keys, plan(500, keys.len(), 1), 16).await;

@@ -135,7 +135,9 @@ async fn keep_alive_comments_pass_and_are_no_answer() {
 
 #[tokio::test]
 async fn a_long_stream_is_billed_in_parts_that_add_up() {
-    let replica = simulator(SimulatorSettings::default()).await;
+    // Tokens that come together are billed together.
+    let paced = SimulatorSettings { time_per_output_token_us: 2_000, ..SimulatorSettings::default() };
+    let replica = simulator(paced).await;
     let mut setup = Setup::new(&[&replica]);
     setup.spool.checkpoint_tokens = 10;
     let world = setup.start().await;

@@ -111,8 +111,11 @@ async fn an_answer_without_usage_is_never_free_in_silence() {
     three["n"] = json!(3);
     let whole = world.post(CHAT, &three).await;
     let recorded = world.recorded(&whole);
-    let text = |choice: &serde_json::Value| choice["message"]["content"].as_str().unwrap().len() as u64;
-    let output = whole.json()["choices"].as_array().unwrap().iter().map(text).sum::<u64>().div_ceil(4);
+    let answer = whole.json();
+    let texts =
+        answer["choices"].as_array().unwrap().iter().map(|choice| choice["message"]["content"].as_str().unwrap());
+    let words: Vec<&str> = texts.flat_map(str::split_whitespace).collect();
+    let output = (words.len() as u64).max(words.iter().map(|word| word.len() as u64).sum::<u64>() / 8).max(3);
     assert_eq!((recorded.reason(), recorded.sums(), recorded.requests()), ("complete", (input, output), 1));
     assert!(recorded.estimated());
     assert_eq!(world.metric("tollgate_gateway_estimated_total"), 2.0);

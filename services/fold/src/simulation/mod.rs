@@ -120,7 +120,7 @@ fn as_long_as_one_likes() {
     }
     let number = |name: &str, default: u64| given(name).map_or(default, |text| text.parse().expect("a number"));
     let limit = Duration::from_secs(number("SIMULATE_SECONDS", 600));
-    match long(number("SIMULATE_FROM", 1_000_000), &ALL, limit) {
+    match long(number("SIMULATE_FROM", 1_000_000), &scenario::searched(), limit) {
         Ok(said) => println!("{said}"),
         Err(found) => panic!("{}", found.story()),
     }

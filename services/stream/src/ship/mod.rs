@@ -158,7 +158,7 @@ impl Shipper {
         let begun = Instant::now();
         let mut deadline = None;
         loop {
-            let progress = self.step(begun.elapsed(), WAIT)?;
+            let progress = self.step(begun.elapsed())?;
             if shutdown.is_cancelled() {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.drain);
                 let done = progress.idle && self.spool.is_closed() && self.spool.is_flushed();
@@ -166,11 +166,15 @@ impl Shipper {
                     break;
                 }
             }
+            let (position, end) = (self.reader.position(), crate::spool::END);
             if progress.idle {
-                self.spool.wait_beyond(self.reader.position(), WAIT * 10);
+                self.spool.wait_beyond(position, WAIT * 10);
             } else if self.transport.is_none() {
                 // Nothing wakes this but time.
-                self.spool.wait_beyond(crate::spool::END, WAIT * 10);
+                self.spool.wait_beyond(end, WAIT * 10);
+            } else if progress.sent == 0 && progress.acked == 0 {
+                // For reports, which wake nobody, and for what is new, unless it could not be sent just now.
+                self.spool.wait_beyond(if self.spool.is_beyond(position) { end } else { position }, WAIT);
             }
         }
         self.keep(begun.elapsed(), true);
@@ -181,21 +185,19 @@ impl Shipper {
         Ok(())
     }
 
-    /// One round: read, send, look at reports, move the cursor. `now` is any time that does not go back; reports are
-    /// waited for at most `wait`.
+    /// One round: read, send, look at reports, move the cursor. `now` is any time that does not go back.
     ///
     /// # Errors
     /// See [`ShipError`].
-    pub fn step(&mut self, now: Duration, wait: Duration) -> Result<Progress, ShipError> {
+    pub fn step(&mut self, now: Duration) -> Result<Progress, ShipError> {
         let mut progress = Progress::default();
         self.mark_time(now);
         self.reconnect(now);
         let sent = self.send(now)?;
         progress.sent = sent;
         if let Some(transport) = &mut self.transport {
-            let wait = if self.window.records() > 0 { wait } else { Duration::ZERO };
             let mut reports = std::mem::take(&mut self.reports);
-            let polled = transport.poll(wait, &mut reports);
+            let polled = transport.poll(&mut reports);
             for report in reports.drain(..) {
                 progress.acked += usize::from(report.result.is_ok());
                 self.report(report, now);

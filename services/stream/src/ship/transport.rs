@@ -1,7 +1,6 @@
 //! What shipping asks of Kafka, so that a test can acknowledge in any order, fail, and lose what it likes.
 
 use std::fmt::Debug;
-use std::time::Duration;
 
 /// One record on its way. Its partition is explicit: a resend goes where the first went.
 #[derive(Debug, Clone, Copy)]
@@ -48,11 +47,11 @@ pub trait Transport: Debug + Send {
     /// See [`Refused`].
     fn send(&mut self, record: Outgoing<'_>) -> Result<(), Refused>;
 
-    /// Adds what is known of the records that were taken, in any order; waits for it at most `limit`.
+    /// Adds what is known of the records that were taken, in any order. Waits for nothing.
     ///
     /// # Errors
     /// Why this connection cannot go on.
-    fn poll(&mut self, limit: Duration, reports: &mut Vec<Report>) -> Result<(), String>;
+    fn poll(&mut self, reports: &mut Vec<Report>) -> Result<(), String>;
 }
 
 /// Makes connections.

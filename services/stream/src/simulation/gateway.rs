@@ -267,7 +267,7 @@ impl Gateway {
     pub fn ship(&mut self) {
         self.now += Duration::from_millis(400);
         if let Some((_, shipper)) = &mut self.running
-            && let Err(error) = shipper.step(self.now, Duration::ZERO)
+            && let Err(error) = shipper.step(self.now)
         {
             self.broken = Some(error.to_string());
         }
@@ -333,7 +333,7 @@ impl Gateway {
         self.now += Duration::from_secs(20);
         self.log.lock().stir(true);
         let Some((spool, shipper)) = &mut self.running else { return false };
-        match shipper.step(self.now, Duration::ZERO) {
+        match shipper.step(self.now) {
             Ok(Progress { idle, .. }) => idle && spool.stats().unshipped_records == 0,
             Err(error) => {
                 self.broken = Some(error.to_string());

@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use super::disk::SimDisk;
 use super::gateway::START;
@@ -230,7 +229,7 @@ impl Transport for SimTransport {
         Ok(())
     }
 
-    fn poll(&mut self, _: Duration, reports: &mut Vec<Report>) -> Result<(), String> {
+    fn poll(&mut self, reports: &mut Vec<Report>) -> Result<(), String> {
         let log = self.log.clone();
         let mut log = log.lock();
         if self.disk.is_dead() || log.away {

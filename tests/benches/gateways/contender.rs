@@ -42,14 +42,15 @@ fn bench_tools() -> PathBuf {
     tools
 }
 
-/// As a plain reverse proxy, tuned as its users tune it: kept-alive connections on both sides, nothing buffered.
+/// As a plain reverse proxy, tuned as its users tune it: kept-alive connections on both sides, nothing buffered. One process,
+/// so that none outlives the other.
 fn nginx(dir: &Path, listen: SocketAddr, upstream: SocketAddr) -> Command {
     let dir = dir.display();
     let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {dir}/nginx_{kind}; "))
         .concat();
     let text = format!(
-        "worker_processes 1; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log warn; worker_rlimit_nofile 65536;\n\
+        "master_process off; daemon off; pid {dir}/nginx.pid; error_log {dir}/nginx.log warn; worker_rlimit_nofile 65536;\n\
          events {{ worker_connections 32768; }}\n\
          http {{ access_log off; {temporary}keepalive_requests 1000000000;\n\
          upstream engine {{ server {upstream}; keepalive 256; keepalive_requests 1000000000; }}\n\

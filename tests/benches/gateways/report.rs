@@ -25,6 +25,11 @@ impl Rounds {
         self.0.push(round);
     }
 
+    /// Answers of all rounds, and those that failed.
+    pub(crate) fn answers(&self) -> (u64, u64) {
+        (self.0.iter().map(|round| round.seen.requests).sum(), self.failed())
+    }
+
     fn per_second(&self) -> f64 {
         median(self.0.iter().map(|round| round.seen.requests as f64 / round.seen.seconds).collect())
     }

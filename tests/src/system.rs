@@ -36,6 +36,8 @@ pub enum Role {
     Billing,
     /// Another process that folds the same partitions. Not there unless a test starts it.
     SecondFold,
+    /// Another fold of the group that shares the partitions: the second to the fourth. Not there unless a test starts it.
+    SharingFold(u8),
     /// Another gateway in front of the same replicas, with a spool of its own. Not there unless a test starts it.
     SecondGateway,
 }
@@ -51,6 +53,9 @@ impl Role {
             Self::Fold => "fold",
             Self::Billing => "billing",
             Self::SecondFold => "second-fold",
+            Self::SharingFold(2) => "fold-2",
+            Self::SharingFold(3) => "fold-3",
+            Self::SharingFold(_) => "fold-4",
             Self::SecondGateway => "second-gateway",
         }
     }
@@ -58,7 +63,7 @@ impl Role {
     /// The subcommand.
     const fn subcommand(self) -> &'static str {
         match self {
-            Self::SecondFold => Self::Fold.name(),
+            Self::SecondFold | Self::SharingFold(_) => Self::Fold.name(),
             Self::SecondGateway => Self::Gateway.name(),
             role => role.name(),
         }
@@ -137,7 +142,8 @@ impl System {
             };
             simulators.insert(model, Simulator::start(settings).await.expect("a simulator"));
         }
-        let roles = Role::ALL.into_iter().chain([Role::SecondFold, Role::SecondGateway]);
+        let sharing = (2..=4).map(Role::SharingFold);
+        let roles = Role::ALL.into_iter().chain([Role::SecondFold, Role::SecondGateway]).chain(sharing);
         let ports: BTreeMap<Role, u16> = roles.map(|role| (role, free_port())).collect();
         let mut system = Self {
             ports,
@@ -246,7 +252,10 @@ impl System {
         let listen = format!("127.0.0.1:{}", self.ports[&role]);
         match role {
             // Other cuts than the first one's.
-            Role::SecondFold => vec![("FOLD__LISTEN", listen), ("FOLD__CHUNK_MS", "170".into())],
+            Role::SecondFold => {
+                vec![("FOLD__LISTEN", listen), ("FOLD__CHUNK_MS", "170".into()), ("FOLD__PARTITIONS", "all".into())]
+            }
+            Role::SharingFold(_) => vec![("FOLD__LISTEN", listen)],
             Role::SecondGateway => vec![
                 ("GATEWAY__LISTEN", listen),
                 ("GATEWAY__NAME", role.name().into()),

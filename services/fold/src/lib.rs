@@ -24,6 +24,7 @@ mod driver;
 mod event;
 mod health;
 mod line;
+mod lines;
 mod meters;
 mod publish;
 mod run;

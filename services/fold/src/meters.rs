@@ -2,7 +2,7 @@
 
 use runtime::Metrics;
 use runtime::metrics::{Error, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Name, SECONDS};
-use sql::ChunkRows;
+use sql::{ChunkRows, Table};
 
 /// The metrics of all lines.
 #[derive(Debug, Clone)]
@@ -37,6 +37,16 @@ impl Meters {
             errors: metrics.counters(Name::FoldErrors, &["kind"])?,
             unknown_tenants: metrics.counter(Name::FoldUnknownTenants)?,
         })
+    }
+
+    /// The lines of a partition are another process's now.
+    pub(crate) fn forget(&self, partition: i32) {
+        for topic in [Table::Tokens.topic(), Table::Requests.topic()] {
+            for gauges in [&self.position, &self.lag, &self.stopped] {
+                // None was set: there is nothing to forget.
+                let _ = gauges.remove_label_values(&[topic, &partition.to_string()]);
+            }
+        }
     }
 
     /// Those of one line.

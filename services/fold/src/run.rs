@@ -5,24 +5,29 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 use runtime::http::HttpError;
+use runtime::metrics::Name;
 use runtime::{Clock, Condition, Metrics, Readiness, Shutdown, SystemClock, TaskError, Tasks, metrics};
-use schemas::event::{RequestFinished, TokensCounted};
-use sql::{ClickHouseSettings, DataRow as _};
+use schemas::topic::TOKENS;
+use sql::ClickHouseSettings;
 use stream::control::{ControlError, ControlReader, ControlView};
+use stream::group::{Given, GroupError, Member};
 use stream::kafka::KafkaSettings;
 use stream::topics::{self, TopicsError};
 use thiserror::Error;
+use tokio::sync::watch;
 
 use crate::call::StoreError;
-use crate::event::FoldEvent;
-use crate::line::{Line, Shared};
+use crate::line::Shared;
+use crate::lines::Lines;
 use crate::meters::Meters;
 use crate::publish::Publisher;
-use crate::settings::Settings;
+use crate::settings::{Partitions, Settings};
 use crate::store::Store;
 
 /// How long a line may take to stop. What is on its way is found out at the next start.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(crate) const DRAIN: Duration = Duration::from_secs(5);
+/// The group that divides the partitions among the folds.
+const GROUP: &str = "tollgate-folds";
 /// How long to wait before Kafka or ClickHouse is tried again at the start.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -63,10 +68,16 @@ enum StartError {
     Control(#[from] ControlError),
     #[error("{0}")]
     Store(String),
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error("the metrics of the fold: {0}")]
+    Metrics(#[from] metrics::Error),
+    #[error("the host has no thread left for the group: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
-/// Folds until shutdown: all partitions of the tokens and the requests topic, in one process. Several processes may do so at
-/// the same time; of two that fold one line, ClickHouse takes the chunks of the first.
+/// Folds until shutdown: the partitions of the tokens and the requests topic that the group of folds gives to this process, or
+/// all of them. Of two processes that fold one line, ClickHouse takes the chunks of the first.
 ///
 /// # Errors
 /// See [`enum@Error`].
@@ -115,18 +126,25 @@ impl Start {
             cuts: self.settings.fold.cuts(),
             stall: self.settings.fold.stall(),
         };
-        for partition in 0..self.settings.kafka.partitions {
-            self.line::<TokensCounted>(&shared, partition);
-            self.line::<RequestFinished>(&shared, partition);
-        }
+        let given = self.given()?;
+        let Self { metrics, readiness, meters, tasks, .. } = self;
+        let partitions = metrics.gauge(Name::FoldPartitions)?;
+        let lines = Lines { shared, meters, readiness, tasks: tasks.clone(), partitions };
+        tasks.spawn("lines", DRAIN, lines.follow(given, tasks.shutdown().clone()));
         Ok(())
     }
 
-    fn line<E: FoldEvent>(&self, shared: &Shared, partition: i32) {
-        let topic = E::Row::TABLE.topic();
-        let condition = self.readiness.condition(format!("{topic}/{partition}"), "the position is not proven yet");
-        let line = Line::<E>::new(shared.clone(), partition, self.meters.line(topic, partition), condition);
-        self.tasks.spawn(format!("fold {topic}/{partition}"), DRAIN, line.run(self.tasks.shutdown().clone()));
+    /// The partitions to fold, and how they change.
+    fn given(&self) -> Result<Given, StartError> {
+        let (fold, kafka) = (&self.settings.fold, &self.settings.kafka);
+        if fold.partitions == Partitions::All {
+            // The sender may go: nothing changes.
+            return Ok(watch::channel(Some((0..kafka.partitions).collect())).1);
+        }
+        let (member, given) = Member::new(kafka, GROUP, &fold.name(), TOKENS)?;
+        let shutdown = self.tasks.shutdown().clone();
+        self.tasks.spawn_thread("group", DRAIN, move || member.run(&shutdown))?;
+        Ok(given)
     }
 
     /// Waits for Kafka, and creates and checks the topics. False on shutdown.

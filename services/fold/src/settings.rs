@@ -11,12 +11,28 @@ use crate::driver::Cuts;
 /// What one block holds in memory and in one insert.
 const BLOCK: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: 500_000, max_bytes: 128 << 20 };
 
+/// Which partitions a process folds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Partitions {
+    /// Those that a consumer group gives it, so that several processes share the work.
+    #[default]
+    Group,
+    /// All of them, whoever else does too: figures stay exact, and the work is done twice.
+    All,
+}
+
 /// `[fold]` of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where `/healthz`, `/readyz` and `/metrics` are served.
     pub listen: SocketAddr,
+    /// Which partitions this process folds.
+    pub partitions: Partitions,
+    /// The name of this process in the group of folds, its own among them and the same after a restart. Without one it is made
+    /// of the host's name and `listen`.
+    pub name: Option<String>,
     /// How long a record waits for others before its chunk is written, milliseconds.
     pub chunk_ms: u64,
     /// Offsets after which a chunk is written at once. More are taken while another one is on its way.
@@ -32,6 +48,8 @@ impl Default for Settings {
         let CutPolicy { max_age_ms, max_offsets, max_bytes } = CutPolicy::default();
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8082)),
+            partitions: Partitions::default(),
+            name: None,
             chunk_ms: max_age_ms,
             chunk_offsets: max_offsets,
             chunk_bytes: max_bytes,
@@ -52,12 +70,20 @@ impl Settings {
         let wrong = |(name, is, low, high): &(&str, u64, u64, u64)| {
             (!(*low..=*high).contains(is)).then(|| format!("fold.{name} must be {low} to {high}, not {is}"))
         };
-        bounds.iter().filter_map(wrong).collect()
+        let named = self.name.as_ref().is_none_or(|name| !name.trim().is_empty());
+        let unnamed = (!named).then(|| "fold.name must not be empty: leave it out for the host's name".to_owned());
+        bounds.iter().filter_map(wrong).chain(unnamed).collect()
     }
 
     pub(crate) const fn cuts(&self) -> Cuts {
         let due = CutPolicy { max_age_ms: self.chunk_ms, max_offsets: self.chunk_offsets, max_bytes: self.chunk_bytes };
         Cuts { due, block: BLOCK }
+    }
+
+    /// See [`Settings::name`].
+    pub(crate) fn name(&self) -> String {
+        let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        self.name.clone().unwrap_or_else(|| format!("{} {}", host().trim(), self.listen))
     }
 
     pub(crate) const fn stall(&self) -> Duration {

@@ -92,6 +92,7 @@ names! {
     ShipHeartbeats = "tollgate_ship_heartbeats_total", "Heartbeats sent, one per partition each second.";
     // fold
     FoldOffsets = "tollgate_fold_offsets_total", "Offsets by topic and outcome: folded, duplicate, dead, mark. They add up to the offsets read.";
+    FoldPartitions = "tollgate_fold_partitions", "Partitions that this process folds.";
     FoldPosition = "tollgate_fold_position", "The next offset to fold, by topic and partition, as ClickHouse says.";
     FoldLag = "tollgate_fold_lag", "Offsets in the log that are not folded yet, by topic and partition.";
     FoldChunks = "tollgate_fold_chunks_total", "Chunks by topic and what became of them: written, foreign, torn, refused.";

@@ -17,6 +17,7 @@ pub mod consume;
 pub mod control;
 pub mod cut;
 mod follow;
+pub mod group;
 pub mod inflight;
 pub mod kafka;
 pub mod line;

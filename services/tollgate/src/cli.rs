@@ -45,7 +45,9 @@ Examples:
   TOLLGATE__FOLD__LISTEN=0.0.0.0:8082 tollgate fold
 
 Sections: [kafka] [clickhouse] [fold] [log]. Serves /healthz, /readyz and /metrics on [fold] listen, port 8082. Waits for
-servers that do not answer, and says on /readyz what it waits for.";
+servers that do not answer, and says on /readyz what it waits for. Start as many as you like, up to one for each partition: a
+consumer group divides the partitions among them (fold.name: its name in it, the same after a restart; by default the host's
+name and the port).";
 
 const BILLING_EXAMPLES: &str = "\
 Examples:

@@ -108,7 +108,7 @@ async fn wave(system: &mut System, keys: &[String], plans: Vec<Planned>, blow: B
 }
 
 /// Every part comes back by itself, and every figure is what was seen.
-async fn check_all(system: &mut System, seen: &[Seen]) {
+pub(crate) async fn check_all(system: &mut System, seen: &[Seen]) {
     for role in Role::ALL {
         system.ready(role).await;
     }

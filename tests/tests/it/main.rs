@@ -4,6 +4,7 @@
 mod adds_up;
 mod clients;
 mod faults;
+mod folds;
 mod limits;
 mod operations;
 mod refusals;

@@ -1,0 +1,159 @@
+//! Which partitions this process works on, as a consumer group divides them. The group only divides the work: nothing is read
+//! through it, no offset is committed for it, and two members that work on one partition for a while do no harm.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
+use runtime::Shutdown;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use crate::kafka::KafkaSettings;
+use crate::quiet;
+
+/// A member that says nothing for so long has lost its partitions to the others.
+const SESSION: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// The group's client is served so often.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Why a process is no member any more. That Kafka is away is none of these: what it had, it keeps.
+#[derive(Debug, Error)]
+pub enum GroupError {
+    /// Another process has the same name in the group: the one that came last has its place.
+    #[error("another process took the name {name:?} in the group {group:?}: give each process its own name")]
+    NameTaken {
+        /// The group.
+        group: String,
+        /// The name.
+        name: String,
+    },
+    /// The group's client cannot be used any more, or could not be made.
+    #[error("the process cannot be in the group {group:?}: {source}")]
+    Failed {
+        /// The group.
+        group: String,
+        /// What the client said.
+        source: KafkaError,
+    },
+}
+
+/// What the group gave this process; none until it was heard of for the first time.
+pub type Given = watch::Receiver<Option<BTreeSet<i32>>>;
+
+/// A place in a group, to be held by [`Member::run`].
+pub struct Member {
+    consumer: BaseConsumer<Division>,
+    group: String,
+    name: String,
+    topic: String,
+}
+
+impl std::fmt::Debug for Member {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { group, name, topic, .. } = self;
+        f.debug_struct("Member").field("group", group).field("name", name).field("topic", topic).finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    /// A member called `name` of `group`, which divides the partitions of `topic`. A process that starts again under its name
+    /// within ten seconds gets what it had, and nobody else notices.
+    ///
+    /// # Errors
+    /// [`GroupError::Failed`] when the settings make no client.
+    pub fn new(kafka: &KafkaSettings, group: &str, name: &str, topic: &str) -> Result<(Self, Given), GroupError> {
+        let (given, partitions) = watch::channel(None);
+        let consumer = kafka
+            .consumer(group, group)
+            .set("group.instance.id", name)
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", SESSION.as_millis().to_string())
+            .set("heartbeat.interval.ms", HEARTBEAT.as_millis().to_string())
+            .create_with_context(Division { topic: topic.to_owned(), given })
+            .map_err(|source| GroupError::Failed { group: group.to_owned(), source })?;
+        Ok((Self { consumer, group: group.to_owned(), name: name.to_owned(), topic: topic.to_owned() }, partitions))
+    }
+
+    /// Holds the place until shutdown. Blocks: to be run on a thread of its own.
+    ///
+    /// # Errors
+    /// See [`GroupError`].
+    pub fn run(self, shutdown: &Shutdown) -> Result<(), GroupError> {
+        self.consumer.subscribe(&[&self.topic]).map_err(|source| self.failed(source))?;
+        while !shutdown.is_cancelled() {
+            // Nothing is ever read: all that was given is paused.
+            if let Some(Err(error)) = self.consumer.poll(POLL) {
+                tracing::debug!(%error, group = self.group, "the group's client met an error, and goes on");
+            }
+            if let Some((code, reason)) = self.consumer.client().fatal_error() {
+                return Err(match code {
+                    RDKafkaErrorCode::FencedInstanceId => GroupError::NameTaken { group: self.group, name: self.name },
+                    code => {
+                        tracing::error!(%code, reason, "the group's client failed");
+                        self.failed(KafkaError::ConsumerQueueClose(code))
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, source: KafkaError) -> GroupError {
+        GroupError::Failed { group: self.group.clone(), source }
+    }
+}
+
+/// Keeps what the group gives, and tells it.
+struct Division {
+    topic: String,
+    given: watch::Sender<Option<BTreeSet<i32>>>,
+}
+
+impl Division {
+    fn of(&self, list: &TopicPartitionList) -> BTreeSet<i32> {
+        list.elements().iter().filter(|place| place.topic() == self.topic).map(|place| place.partition()).collect()
+    }
+}
+
+impl ClientContext for Division {
+    fn error(&self, error: KafkaError, reason: &str) {
+        quiet::heard(&error, reason);
+    }
+}
+
+impl ConsumerContext for Division {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let cooperative = matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative);
+        let change = self.of(list);
+        // Away from Kafka for longer than its session: nobody has said that others work on it, and if they do, no harm is done.
+        let lost = consumer.assignment_lost();
+        let done = match (event, cooperative) {
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, true) => consumer.incremental_assign(list),
+            (RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, false) => consumer.assign(list),
+            (_, true) => consumer.incremental_unassign(list),
+            (_, false) => consumer.unassign(),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "what the group gave was not taken");
+        }
+        let has = consumer.assignment().map(|all| self.of(&all)).unwrap_or_default();
+        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            if let Err(error) = consumer.pause(list) {
+                tracing::warn!(%error, "what the group gave was not paused");
+            }
+            tracing::info!(given = ?change, ?has, "the group gave partitions");
+        } else if lost {
+            tracing::warn!(?change, "the group was lost: this process goes on with what it had");
+            return;
+        } else {
+            tracing::info!(taken = ?change, ?has, "the group took partitions");
+        }
+        self.given.send_replace(Some(has));
+    }
+}

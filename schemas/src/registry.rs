@@ -15,6 +15,10 @@ pub struct SchemaVersion {
     pub text: &'static str,
 }
 
+/// Ids come in blocks of so many, one block for the versions of each record: an id in its block that is higher than all that a
+/// build knows is a later version of it.
+pub const FAMILY: u32 = 100;
+
 /// The id of `TokensCounted`, version 1.
 pub const TOKENS_COUNTED_V1: u32 = 7_001;
 /// The id of `RequestFinished`, version 1.

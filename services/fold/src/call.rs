@@ -35,8 +35,8 @@ pub(crate) enum Refused {
 /// Why a line stands still.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum Standstill {
-    /// Records are missing.
-    #[error("{0}; the line stands still so that nothing is billed wrongly: find the records, or decide in control")]
+    /// Records are missing, or cannot be read by this build.
+    #[error("{0}; the line stands still so that nothing is billed wrongly")]
     Lost(#[from] Stop),
     /// The log is not the one that was folded, or ends before the position.
     #[error("{0}")]

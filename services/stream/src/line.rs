@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ledger::ids::{EventId, SourceId};
 use ledger::time::Micros;
-use schemas::codec;
+use schemas::codec::{self, CodecError};
 use schemas::event::Event;
 use schemas::mark::{Mark, MarkError};
 use thiserror::Error;
@@ -122,7 +122,9 @@ impl DeadReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Stop {
     /// Numbers are missing.
-    #[error("at offset {offset}: source {source_id} went from {last} to {found}: records between them are lost")]
+    #[error(
+        "at offset {offset}: source {source_id} went from {last} to {found}: records between them are lost: find them, or decide in control"
+    )]
     Gap {
         /// Where.
         offset: i64,
@@ -132,6 +134,18 @@ pub enum Stop {
         last: u64,
         /// The number that stands here.
         found: u64,
+    },
+    /// A record that only a newer Tollgate can read: as a dead letter it would be lost for good.
+    #[error(
+        "at offset {offset}: the record is of schema {found}, newer than {newest}, which is the newest that this Tollgate knows: upgrade the fold"
+    )]
+    NewerSchema {
+        /// Where.
+        offset: i64,
+        /// What it is of.
+        found: u32,
+        /// The newest of this build.
+        newest: u32,
     },
     /// An offset that was read before.
     #[error("offset {offset} was handed over when {position} was next")]
@@ -175,6 +189,9 @@ impl LineState {
     fn event<E: Event>(&mut self, record: &LogRecord<'_>, value: &[u8]) -> Result<Outcome<E>, Stop> {
         let event: E = match codec::decode(value) {
             Ok(event) => event,
+            Err(CodecError::NewerSchema { found, newest }) => {
+                return Err(Stop::NewerSchema { offset: record.offset, found, newest });
+            }
             Err(error) => return Ok(Outcome::Dead(DeadReason::Undecodable(error.to_string()))),
         };
         let envelope = event.envelope();

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use schemas::codec::encode;
 use schemas::event::TokensCounted;
 use schemas::mark::Mark;
+use schemas::registry::TOKENS_COUNTED_V1;
 use stream::line::{DeadReason, LineState, LogRecord, Outcome, SourceEnd, Step, Stop};
 use uuid::Uuid;
 
@@ -70,6 +71,24 @@ fn a_loss_stops_the_line_and_changes_nothing() {
     assert!(matches!(put_mark(&mut line, 1, closed), Err(Stop::Gap { found: 4, .. })));
     assert!(matches!(put(&mut line, 0, b""), Err(Stop::Rewound { offset: 0, position: 1 })));
     assert_eq!(line, before);
+}
+
+/// As a dead letter it would be lost for good, and a newer fold would count it: two foldings of one log.
+#[test]
+fn what_only_a_newer_tollgate_can_read_stops_the_line_and_what_nobody_can_is_dead() {
+    let mut line = LineState::default();
+    put(&mut line, 0, &encode(&count(1, 1)).unwrap()).unwrap();
+    let before = line.clone();
+    let with_id = |id: u32| [&[0], id.to_be_bytes().as_slice(), b"whatever it is"].concat();
+    let newer = TOKENS_COUNTED_V1 + 1;
+    let stop = put(&mut line, 1, &with_id(newer)).unwrap_err();
+    assert_eq!(stop, Stop::NewerSchema { offset: 1, found: newer, newest: TOKENS_COUNTED_V1 });
+    assert!(stop.to_string().contains("upgrade the fold"), "{stop}");
+    assert_eq!(line, before);
+    for (offset, id) in (1..).zip([0, 1, TOKENS_COUNTED_V1 - 1, TOKENS_COUNTED_V1 + 100]) {
+        let outcome = put(&mut line, offset, &with_id(id)).unwrap().outcome;
+        assert!(matches!(outcome, Outcome::Dead(DeadReason::Undecodable(_))), "{id}: {outcome:?}");
+    }
 }
 
 #[test]

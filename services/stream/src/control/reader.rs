@@ -11,7 +11,7 @@ use rdkafka::message::BorrowedMessage;
 use rdkafka::types::RDKafkaErrorCode;
 use runtime::metrics::{self, IntCounter, IntCounterVec, IntGauge, Name};
 use runtime::{Clock, Metrics, Shutdown};
-use schemas::codec;
+use schemas::codec::{self, CodecError};
 use schemas::event::ControlChanged;
 use schemas::topic::CONTROL;
 use thiserror::Error;
@@ -314,6 +314,7 @@ impl ControlReader {
     fn apply(&mut self, offset: i64, value: Option<&[u8]>) {
         let record: ControlChanged = match codec::decode(value.unwrap_or_default()) {
             Ok(record) => record,
+            Err(error @ CodecError::NewerSchema { .. }) => return self.refused(offset, "newer_schema", &error),
             Err(error) => return self.refused(offset, "undecodable", &error),
         };
         let write = match record.to_write() {

@@ -1,7 +1,12 @@
--- Dead letters of a line in the order of the log.
-SELECT kafka_offset AS offset, toUnixTimestamp64Milli(log_time) AS log_time_ms, dead_reason AS reason, dead_detail AS detail,
-    dead_key AS key, dead_value AS value, source, seq, event_id
+-- Dead letters of a topic in the order of the log: from a place on, of one line or all, by reason and by when Kafka took them.
+SELECT kafka_partition AS line, kafka_offset AS offset, toUnixTimestamp64Milli(log_time) AS log_time_ms, dead_reason AS reason,
+    dead_detail AS detail, dead_key AS key, dead_value AS value, source, seq, event_id
 FROM {table:Identifier}
-WHERE kafka_partition = {partition:Int32} AND tenant_id = '' AND kind = 'dead' AND kafka_offset >= {from:Int64}
-ORDER BY kafka_offset
+WHERE tenant_id = '' AND kind = 'dead'
+  AND (kafka_partition > {from_partition:Int32}
+      OR (kafka_partition = {from_partition:Int32} AND kafka_offset >= {from_offset:Int64}))
+  AND kafka_partition <= {last_partition:Int32}
+  AND ({reason:String} = '' OR dead_reason = {reason:String})
+  AND toUnixTimestamp64Milli(log_time) >= {since_ms:Int64}
+ORDER BY line, offset
 LIMIT {limit:UInt64}

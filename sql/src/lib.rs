@@ -18,6 +18,7 @@
 
 mod calendar;
 mod client;
+mod dead_letters;
 mod error;
 mod insert;
 mod lookup;
@@ -35,6 +36,7 @@ mod wire;
 
 pub use calendar::{CalendarError, Grain, LogHour, LogHours, SPANS_MAX, Span};
 pub use client::ClickHouse;
+pub use dead_letters::{DeadLetter, DeadLetterQuery, Replayed};
 pub use error::{InsertError, ProofError, QueryError};
 pub use lookup::EventAt;
 pub use migrate::{MigrateError, Migration, Progress, Report, migrate, version};

@@ -1,4 +1,4 @@
-//! Single rows of a line: the ids of events by source and number, and dead letters.
+//! The ids of events by source and number.
 
 use clickhouse::Row;
 use ledger::ids::{EventId, SourceId};
@@ -7,12 +7,10 @@ use uuid::Uuid;
 
 use crate::client::{ClickHouse, fetch};
 use crate::error::QueryError;
-use crate::rows::DeadRow;
 use crate::table::Table;
-use crate::wire::{OwnedBytes, WireUuid};
+use crate::wire::WireUuid;
 
 const EVENT_IDS: &str = include_str!("../queries/event_ids.sql");
-const DEAD_LETTERS: &str = include_str!("../queries/dead_letters.sql");
 /// Runs of numbers in one statement: ClickHouse takes values of parameters up to 128 KiB.
 const RUNS: usize = 500;
 
@@ -57,19 +55,6 @@ struct EventRow {
     event_id: WireUuid,
 }
 
-#[derive(Row, Deserialize)]
-struct DeadLetterRow {
-    offset: i64,
-    log_time_ms: i64,
-    reason: String,
-    detail: String,
-    key: Option<OwnedBytes>,
-    value: Option<OwnedBytes>,
-    source: WireUuid,
-    seq: u64,
-    event_id: WireUuid,
-}
-
 impl ClickHouse {
     /// The ids of the events with these numbers, as far as they have a row (marks have none), sorted. A resend must have
     /// the id that is there.
@@ -99,40 +84,6 @@ impl ClickHouse {
         }
         found.sort_unstable();
         Ok(found)
-    }
-
-    /// At most `limit` dead letters of a line from an offset on, in the order of the log.
-    ///
-    /// # Errors
-    /// No answer.
-    pub async fn dead_letters(
-        &self,
-        table: Table,
-        partition: i32,
-        from_offset: i64,
-        limit: u64,
-    ) -> Result<Vec<DeadRow>, QueryError> {
-        let query = self
-            .rows(DEAD_LETTERS)
-            .param("table", table.name())
-            .param("partition", partition)
-            .param("from", from_offset)
-            .param("limit", limit);
-        let rows = fetch::<DeadLetterRow>(query).await?;
-        Ok(rows.into_iter().map(dead_letter).collect())
-    }
-}
-
-fn dead_letter(row: DeadLetterRow) -> DeadRow {
-    let took = (row.seq > 0).then_some((SourceId(row.source.0), row.seq, EventId(row.event_id.0)));
-    DeadRow {
-        offset: row.offset,
-        log_time_ms: row.log_time_ms,
-        reason: row.reason,
-        detail: row.detail,
-        key: row.key.map(|bytes| bytes.0),
-        value: row.value.map(|bytes| bytes.0),
-        took,
     }
 }
 

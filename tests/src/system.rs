@@ -202,11 +202,17 @@ impl System {
 
     /// Makes topics and tables.
     pub fn migrate(&self) {
+        let (done, said) = self.run(&["migrate"]);
+        assert!(done, "tollgate migrate: {said}");
+    }
+
+    /// Runs the binary to its end, with the settings of every role. Gives whether all was well, and what it wrote.
+    pub fn run(&self, arguments: &[&str]) -> (bool, String) {
         let mut command = Command::new(binary());
-        command.arg("migrate").current_dir(self.dir.path()).env_clear().envs(&self.variables).stdin(Stdio::null());
+        command.args(arguments).current_dir(self.dir.path()).env_clear().envs(&self.variables).stdin(Stdio::null());
         let done = command.output().expect("the tollgate binary starts");
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(done.status.success(), "tollgate migrate: {}{}", said(&done.stdout), said(&done.stderr));
+        (done.status.success(), said(&done.stdout) + &said(&done.stderr))
     }
 
     /// Changes a setting (`SECTION__KEY`) of roles that are started from now on.

@@ -23,6 +23,7 @@ pub mod kafka;
 pub mod line;
 pub mod partition;
 pub mod quiet;
+pub mod replay;
 pub mod ship;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;

@@ -115,6 +115,9 @@ pub(crate) enum Command {
     /// Says in plain words what is wrong with settings and connections
     #[command(after_help = DOCTOR_EXAMPLES)]
     Doctor(Doctor),
+    /// What could not count: listed, shown, corrected and written anew
+    #[command(after_help = crate::dead_letters::args::EXAMPLES)]
+    DeadLetters(crate::dead_letters::args::DeadLetters),
     /// The Avro schemas of the topics
     #[command(after_help = SCHEMAS_EXAMPLES)]
     Schemas(Schemas),

@@ -1,6 +1,7 @@
 //! The one binary: a subcommand per role that stands, and what surrounds them.
 
 mod cli;
+mod dead_letters;
 mod dev;
 mod doctor;
 mod embedded_servers;
@@ -40,6 +41,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Billing(role) => roles::billing(role).await,
         Command::Migrate(options) => roles::migrate(options).await,
         Command::Doctor(options) => Ok(doctor::run(options).await),
+        Command::DeadLetters(options) => dead_letters::run(options.command).await,
         Command::Schemas(options) => Ok(schema_registry::run(options.command).await),
         Command::EmbeddedVllm(options) => serve(|shutdown| embedded_servers::vllm(options, shutdown)).await,
         Command::EmbeddedClickhouse(options) => serve(|shutdown| embedded_servers::clickhouse(options, shutdown)).await,

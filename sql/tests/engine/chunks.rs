@@ -137,10 +137,30 @@ async fn dead_letters_and_the_ids_of_events_come_back_as_they_were_written() {
     first.dead = vec![dead(10, first.log_time_ms), numbered];
     insert(&clickhouse, &first).await;
     insert(&clickhouse, &marks::<TokenRow>(1, 0, 5)).await;
-    assert_eq!(clickhouse.dead_letters(Table::Tokens, 2, 0, 10).await.unwrap(), first.dead);
-    assert_eq!(clickhouse.dead_letters(Table::Tokens, 2, 11, 10).await.unwrap(), first.dead[1..]);
-    assert_eq!(clickhouse.dead_letters(Table::Tokens, 2, 0, 1).await.unwrap(), first.dead[..1]);
-    assert_eq!(clickhouse.dead_letters(Table::Tokens, 1, 0, 10).await.unwrap(), []);
+    let asked = |partition, offset, limit| sql::DeadLetterQuery {
+        partition: Some(partition),
+        from: (partition, offset),
+        limit,
+        ..sql::DeadLetterQuery::of(Table::Tokens)
+    };
+    let rows = async |asked: &sql::DeadLetterQuery| {
+        let letters = clickhouse.dead_letters(asked).await.unwrap();
+        letters.into_iter().map(|letter| letter.row).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&asked(2, 0, 10)).await, first.dead);
+    assert_eq!(rows(&asked(2, 11, 10)).await, first.dead[1..]);
+    assert_eq!(rows(&asked(2, 0, 1)).await, first.dead[..1]);
+    assert_eq!(rows(&asked(1, 0, 10)).await, []);
+    let of = sql::DeadLetterQuery::of;
+    assert_eq!(rows(&of(Table::Tokens)).await, first.dead, "of all partitions");
+    assert_eq!(rows(&sql::DeadLetterQuery { from: (2, 11), ..of(Table::Tokens) }).await, first.dead[1..]);
+    assert_eq!(rows(&sql::DeadLetterQuery { from: (1, 900), ..of(Table::Tokens) }).await, first.dead);
+    let reason = Some(first.dead[0].reason.clone());
+    let some: Vec<_> = first.dead.iter().filter(|dead| Some(&dead.reason) == reason.as_ref()).cloned().collect();
+    assert_eq!(rows(&sql::DeadLetterQuery { reason, ..of(Table::Tokens) }).await, some);
+    let since_ms = first.dead[1].log_time_ms + 1;
+    assert_eq!(rows(&sql::DeadLetterQuery { since_ms, ..of(Table::Tokens) }).await, []);
+    assert_eq!(rows(&of(Table::Requests)).await, []);
 
     let asked: Vec<_> = [(1, 3), (1, 4), (1, 9), (1, 11), (7, 4), (7, 5), (8, 1)].map(|(s, n)| (source(s), n)).into();
     let found = clickhouse.event_ids(Table::Tokens, 2, &asked).await.unwrap();

@@ -3,6 +3,7 @@
 
 mod adds_up;
 mod clients;
+mod corrections;
 mod faults;
 mod folds;
 mod limits;

@@ -57,6 +57,31 @@ fn what_precedes_a_loss_is_folded_and_the_line_goes_on_when_it_is_mended() {
 }
 
 #[test]
+fn a_record_of_a_newer_version_is_no_dead_letter_and_counts_after_the_upgrade() {
+    let mut world = folded(LOST_RECORDS);
+    let whole = world.engine.position(P as i32).position;
+    act(&mut world, Step::Serve(0, 0, 7));
+    let value = |world: &World, to: u8| {
+        let mut log = world.log.lock();
+        let records = &mut log.partitions.get_mut(&place(P)).unwrap().records;
+        let count = records.iter_mut().find(|record| record.offset >= whole && record.value.is_some()).unwrap();
+        count.value.as_mut().unwrap()[4] = to;
+        count.offset
+    };
+    let known = schemas::registry::TOKENS_COUNTED_V1.to_be_bytes()[3];
+    let at = value(&world, known + 1);
+    (0..40).for_each(|_| world.round().unwrap());
+    let why = world.stood[P].clone().unwrap().0;
+    assert!(matches!(why, Standstill::Lost(_)) && why.to_string().contains("upgrade the fold"), "{why}");
+    assert_eq!(world.engine.position(P as i32).position, at, "it has no outcome yet");
+    // To a build that knows the version, the record is one like any other.
+    value(&world, known);
+    (0..40).for_each(|_| world.round().unwrap());
+    assert_eq!(stands(&mut world), None);
+    world.settle(None).unwrap();
+}
+
+#[test]
 fn a_log_that_is_not_the_one_that_was_folded_is_not_built_on() {
     let mut world = folded(LOST_RECORDS);
     // The topic is made anew: its records are younger, and as many.

@@ -192,4 +192,13 @@ async fn at_a_loss_the_line_stands_still_says_so_and_the_others_go_on() {
     let clickhouse = servers.clickhouse();
     until!("the other line goes on", clickhouse.position(Table::Tokens, 1 - at).await.unwrap().position == end);
     assert_eq!(clickhouse.position(Table::Tokens, at).await.unwrap().position, stood);
+    traffic.newer(other).await;
+    fold.says("/readyz", "upgrade the fold").await;
+    let end = traffic.tokens.ends[(1 - at) as usize];
+    until!("what came before is folded", clickhouse.position(Table::Tokens, 1 - at).await.unwrap().position == end);
+    let dead = clickhouse
+        .dead_letters(&sql::DeadLetterQuery { from: (1 - at, end - 1), ..sql::DeadLetterQuery::of(Table::Tokens) })
+        .await
+        .unwrap();
+    assert!(dead.is_empty(), "what a newer gateway wrote is no dead letter: {dead:?}");
 }

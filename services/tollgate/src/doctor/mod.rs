@@ -1,7 +1,7 @@
 //! `tollgate doctor`: in plain words, what is wrong with settings and connections, and what to do.
 
 mod clickhouse;
-mod control;
+pub(crate) mod control;
 mod host;
 mod kafka;
 mod report;

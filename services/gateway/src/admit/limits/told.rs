@@ -14,17 +14,29 @@ use crate::error::Refusal;
 /// That a request was served although the period's tokens are used up; its value names the limit.
 const QUOTA_EXCEEDED: HeaderName = HeaderName::from_static("x-tollgate-quota-exceeded");
 /// The kinds of limits per minute, in OpenAI's names and in Anthropic's.
-const REQUESTS: [[&str; 3]; 2] = [
-    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"],
+const REQUESTS: [[HeaderName; 3]; 2] = [
     [
-        "anthropic-ratelimit-requests-limit",
-        "anthropic-ratelimit-requests-remaining",
-        "anthropic-ratelimit-requests-reset",
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ],
+    [
+        HeaderName::from_static("anthropic-ratelimit-requests-limit"),
+        HeaderName::from_static("anthropic-ratelimit-requests-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-requests-reset"),
     ],
 ];
-const TOKENS: [[&str; 3]; 2] = [
-    ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"],
-    ["anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining", "anthropic-ratelimit-tokens-reset"],
+const TOKENS: [[HeaderName; 3]; 2] = [
+    [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ],
+    [
+        HeaderName::from_static("anthropic-ratelimit-tokens-limit"),
+        HeaderName::from_static("anthropic-ratelimit-tokens-remaining"),
+        HeaderName::from_static("anthropic-ratelimit-tokens-reset"),
+    ],
 ];
 /// A concurrent request may end at any moment; so long a client waits before it looks again.
 const CONCURRENT_AGAIN: Duration = Duration::from_secs(1);
@@ -39,9 +51,8 @@ pub(crate) enum Names {
 
 /// Puts `x-ratelimit-*` on an answer, for the kinds of limits that there are.
 pub(crate) fn show(standing: &Standing, names: Names, now: Micros, headers: &mut HeaderMap) {
-    for (names_of, standing) in [(REQUESTS, standing.requests), (TOKENS, standing.tokens)] {
+    for ([openai, anthropic], standing) in [(REQUESTS, standing.requests), (TOKENS, standing.tokens)] {
         let Some(MinuteStanding { limit, remaining, reset_micros }) = standing else { continue };
-        let [openai, anthropic] = names_of.map(|names| names.map(HeaderName::from_static));
         let mut put = |[limit_name, remaining_name, reset_name]: [HeaderName; 3], reset: String| {
             headers.insert(limit_name, HeaderValue::from(limit));
             headers.insert(remaining_name, HeaderValue::from(remaining));

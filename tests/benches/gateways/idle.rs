@@ -13,7 +13,7 @@ const OPENING: usize = 64;
 /// Memory is looked at again after so long.
 const LATER: Duration = Duration::from_secs(20);
 /// Files that are open for other reasons.
-const OTHER_FILES: u64 = 300;
+const OTHER_FILES: u64 = 1_000;
 
 async fn open(contender: &Contender, streams: usize) -> Vec<Connection> {
     let request = contender.request(Kind::Idle);

@@ -116,6 +116,8 @@ async fn system() -> System {
     let mut system = System::parts(0).await;
     system.set("SPOOL__SLOTS", "16384");
     system.set("GATEWAY__THREADS", "1");
+    // The upstream takes all that there is: nothing is to wait for it.
+    system.set("GATEWAY__ROUTING__MAX_CONCURRENT_REQUESTS", "16384");
     system.migrate();
     for role in [Role::Billing, Role::Gateway] {
         system.start_role(role).await;

@@ -42,7 +42,8 @@ impl Site {
             return TowerToHyperService::new(own).call(request).await;
         }
         Ok(match self.gateway {
-            Some(gateway) => gateway.handle(request).await,
+            // Boxed: a connection has room for it all the time, and most are silent most of the time.
+            Some(gateway) => Box::pin(gateway.handle(request)).await,
             None => Refusal::starting().response(),
         })
     }

@@ -1,6 +1,6 @@
 # The commands of this repository. `make test` brings what it needs itself, or says what to install.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev test lint bench bench-gateway check-alerts fuzz test-vllm simulate
+.PHONY: help setup dev test lint bench bench-gateway bench-fold check-alerts fuzz test-vllm simulate
 
 CARGO ?= cargo
 
@@ -11,8 +11,9 @@ help:
 	@echo 'make simulate   searches the protocol for an order of faults that breaks it (minutes)'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
 	@echo 'make check-alerts   checks the rules for Prometheus, with promtool'
-	@echo 'make bench   measures the gateway beside the bare simulator, and the fold'
+	@echo 'make bench   measures the gateway beside the bare simulator'
 	@echo 'make bench-gateway  measures it beside nginx, LiteLLM and vllm-router'
+	@echo 'make bench-fold     measures the fold beside its ceilings, and beside a plain consumer in Python'
 	@echo 'make fuzz    runs each fuzz target for a minute, or FUZZ_SECONDS'
 	@echo 'make setup   checks this machine and fetches Kafka, the ClickHouse engine and Redis into .tools'
 
@@ -56,13 +57,19 @@ lint:
 
 bench: setup
 	$(CARGO) build --locked --release --package tollgate
-	$(CARGO) bench --locked --package promises --bench gateway --bench fold $(ARGS)
+	$(CARGO) bench --locked --package promises --bench gateway $(ARGS)
 
 # Some ten minutes. A part of it: make bench-gateway ARGS='--only nginx,tollgate --phases plain,stream --rounds 2'
 bench-gateway: setup
 	@deploy/local/gateways.sh
 	$(CARGO) build --locked --release --package tollgate
 	$(CARGO) bench --locked --package promises --bench gateways -- $(ARGS)
+
+# Some ten minutes. A part of it: make bench-fold ARGS='--phases speed --partitions 4 --events 400000'
+bench-fold: setup
+	@deploy/local/consumer.sh
+	$(CARGO) build --locked --release --package tollgate
+	$(CARGO) bench --locked --package promises --bench fold -- $(ARGS)
 
 # Needs a C++ compiler. Each of the three targets runs for so long.
 FUZZ_SECONDS ?= 60

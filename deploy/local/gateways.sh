@@ -4,13 +4,13 @@
 # appears whole or not at all. Nothing outside of that folder is touched, and no root is needed.
 set -eu
 . "$(dirname "$0")/install.sh"
+. "$(dirname "$0")/python_tool.sh"
 
 litellm=1.109.1
 vllm_router=0.1.17
 opentelemetry=1.39.1
 
 target=$tools/bench
-installed() { [ "$(cat "$target/$1/version" 2>/dev/null)" = "$2" ]; }
 all_installed() {
     { command -v nginx >/dev/null 2>&1 || [ -x "$target/nginx/usr/sbin/nginx" ]; } &&
         installed litellm "$litellm" && installed vllm-router "$vllm_router"
@@ -36,21 +36,6 @@ if ! command -v nginx >/dev/null 2>&1 && [ ! -x "$target/nginx/usr/sbin/nginx" ]
     mv "$part/nginx" "$target/nginx"
 fi
 
-# A virtual environment names its own place, so it is made where it stays, and counts once its version is written.
-environment() {
-    rm -rf "${target:?}/$1"
-    python3 -m venv "$target/$1" && "$target/$1/bin/pip" install --quiet --disable-pip-version-check uv
-}
-python_tool() {
-    name=$1 version=$2
-    shift 2
-    installed "$name" "$version" && return
-    say "installing $name $version from PyPI"
-    with_progress "making its environment" environment "$name" || die "no virtual environment could be made"
-    with_progress "installing $name" "$target/$name/bin/uv" pip install --quiet --python "$target/$name/bin/python" "$@" ||
-        die "$name could not be installed (its last lines are above): check the network, then run this again"
-    printf '%s\n' "$version" >"$target/$name/version"
-}
 python_tool vllm-router "$vllm_router" "vllm-router==$vllm_router"
 # LiteLLM's own pins do not fit together; and it looks for OpenTelemetry anew at each request where that is missing.
 python_tool litellm "$litellm" --override "$here/gateways/litellm-overrides.txt" "litellm[proxy]==$litellm" \

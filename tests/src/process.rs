@@ -35,6 +35,13 @@ pub fn memory_kib(pid: u32) -> u64 {
     family(pid).into_iter().filter_map(of).sum()
 }
 
+/// The most memory that a process had at once, in KiB, without its children.
+pub fn peak_memory_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
 /// As many files as the host lets this process, and those that it starts, have open.
 pub fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -90,7 +90,7 @@ impl<E: FoldEvent> OpenChunk<E> {
         self.end = record.offset + 1;
         self.first_log_time_ms.get_or_insert(line.log_time_ms);
         match outcome {
-            Outcome::Folded(event) => self.fold(record, &event, line),
+            Outcome::Folded(event) => self.fold(record, event, line),
             Outcome::Duplicate { source, seq, event_id } => self.resent(record, source, seq, event_id, line),
             Outcome::Dead(reason) => self.bury(record, reason.code(), reason.to_string(), line),
             Outcome::Mark(mark) => {
@@ -100,16 +100,17 @@ impl<E: FoldEvent> OpenChunk<E> {
         }
     }
 
-    fn fold(&mut self, record: &LogRecord<'_>, event: &E, line: &LineState) {
+    fn fold(&mut self, record: &LogRecord<'_>, event: E, line: &LineState) {
+        let envelope = event.envelope();
+        let (source, seq, event_id) = (envelope.source, envelope.seq.unsigned_abs(), envelope.event_id);
         let row = match event.row() {
             Ok(row) => row,
             // The line's step has checked the same figures.
             Err(error) => return self.bury(record, "out_of_bounds", error.to_string(), line),
         };
         self.counts.folded += 1;
-        let envelope = event.envelope();
-        self.taken.push((envelope.source, envelope.seq.unsigned_abs(), envelope.event_id));
-        self.touch(envelope.source, line);
+        self.taken.push((source, seq, event_id));
+        self.touch(source, line);
         self.data.push(Folded { offset: record.offset, log_time_ms: line.log_time_ms, event: row });
     }
 

@@ -35,7 +35,7 @@ pub(crate) trait FoldEvent: Event + Send + Sync + 'static {
     ///
     /// # Errors
     /// Counts out of bounds, which a line's step has excluded.
-    fn row(&self) -> Result<Self::Row, CountOutOfBounds>;
+    fn row(self) -> Result<Self::Row, CountOutOfBounds>;
 
     /// What it adds to a balance.
     fn counts(&self) -> Option<Use<'_>>;
@@ -61,23 +61,24 @@ impl FoldEvent for TokensCounted {
     type Row = TokenRow;
     const BALANCED: bool = true;
 
-    fn row(&self) -> Result<TokenRow, CountOutOfBounds> {
+    fn row(self) -> Result<TokenRow, CountOutOfBounds> {
+        let (delta, cumulative) = (self.delta()?, self.cumulative()?);
         Ok(TokenRow {
             event_id: self.event_id,
             source: self.source,
             seq: count(self.seq)?,
             occurred_at: self.occurred_at,
-            tenant_id: self.tenant_id.clone(),
+            tenant_id: self.tenant_id,
             request_id: self.request_id,
             attempt: self.attempt,
-            project_id: self.project_id.clone(),
+            project_id: self.project_id,
             api_key_id: self.api_key_id,
-            model: self.model.clone(),
-            version: self.version.clone(),
-            replica: self.replica.clone(),
-            endpoint: self.endpoint.clone(),
-            delta: self.delta()?,
-            cumulative: self.cumulative()?,
+            model: self.model,
+            version: self.version,
+            replica: self.replica,
+            endpoint: self.endpoint,
+            delta,
+            cumulative,
             requests: count(self.requests)?,
             last: self.last,
             estimated: self.estimated,
@@ -110,25 +111,25 @@ impl FoldEvent for RequestFinished {
     type Row = RequestRow;
     const BALANCED: bool = false;
 
-    fn row(&self) -> Result<RequestRow, CountOutOfBounds> {
+    fn row(self) -> Result<RequestRow, CountOutOfBounds> {
         Ok(RequestRow {
             event_id: self.event_id,
             source: self.source,
             seq: count(self.seq)?,
             occurred_at: self.occurred_at,
-            tenant_id: self.tenant_id.clone(),
+            tenant_id: self.tenant_id,
             request_id: self.request_id,
             attempts: self.attempts,
-            project_id: self.project_id.clone(),
+            project_id: self.project_id,
             api_key_id: self.api_key_id,
-            model: self.model.clone(),
-            version: self.version.clone(),
-            replica: self.replica.clone(),
-            endpoint: self.endpoint.clone(),
+            model: self.model,
+            version: self.version,
+            replica: self.replica,
+            endpoint: self.endpoint,
             stream: self.stream,
             status: self.status,
             end_reason: self.end_reason.as_str(),
-            error_code: self.error_code.clone().unwrap_or_default(),
+            error_code: self.error_code.unwrap_or_default(),
             received_at: self.received_at,
             dispatched_at: self.dispatched_at,
             first_byte_at: self.first_byte_at,

@@ -117,13 +117,15 @@ impl Start {
         if !self.tables(&store).await? {
             return Ok(());
         }
+        // Of each partition two: its tokens and its requests.
+        let lines = 2 * u64::from(self.settings.kafka.partitions.unsigned_abs());
         let shared = Shared {
             kafka: self.settings.kafka.clone(),
             store,
             publisher: self.publisher.clone(),
             control,
             clock,
-            cuts: self.settings.fold.cuts(),
+            cuts: self.settings.fold.cuts(lines),
             stall: self.settings.fold.stall(),
         };
         let given = self.given()?;

@@ -8,7 +8,7 @@ use stream::cut::CutPolicy;
 
 use crate::driver::Cuts;
 
-/// What one block holds in memory and in one insert.
+/// What one block holds at most, in memory and in one insert.
 const BLOCK: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: 500_000, max_bytes: 128 << 20 };
 
 /// Which partitions a process folds.
@@ -39,6 +39,9 @@ pub struct Settings {
     pub chunk_offsets: u64,
     /// Bytes of keys and values after which a chunk is written at once.
     pub chunk_bytes: u64,
+    /// Bytes of keys and values that all lines of the process together hold at most until they are written, however far
+    /// behind they are: half of it waits, half is on its way. In memory an event takes some three times its bytes.
+    pub memory_bytes: u64,
     /// Without progress for so many seconds, while there is something to fold, the process is not ready.
     pub stall_seconds: u64,
 }
@@ -53,6 +56,7 @@ impl Default for Settings {
             chunk_ms: max_age_ms,
             chunk_offsets: max_offsets,
             chunk_bytes: max_bytes,
+            memory_bytes: 256 << 20,
             stall_seconds: 10,
         }
     }
@@ -61,10 +65,11 @@ impl Default for Settings {
 impl Settings {
     /// What is wrong with the settings; nothing if they can be used.
     pub fn validate(&self) -> Vec<String> {
-        let bounds = [
+        let bounds: [(&str, u64, u64, u64); 5] = [
             ("chunk_ms", self.chunk_ms, 1, 10_000),
             ("chunk_offsets", self.chunk_offsets, 1, BLOCK.max_offsets),
             ("chunk_bytes", self.chunk_bytes, 1, BLOCK.max_bytes),
+            ("memory_bytes", self.memory_bytes, 16 << 20, 64 << 30),
             ("stall_seconds", self.stall_seconds, 1, 3600),
         ];
         let wrong = |(name, is, low, high): &(&str, u64, u64, u64)| {
@@ -75,9 +80,17 @@ impl Settings {
         bounds.iter().filter_map(wrong).chain(unnamed).collect()
     }
 
-    pub(crate) const fn cuts(&self) -> Cuts {
-        let due = CutPolicy { max_age_ms: self.chunk_ms, max_offsets: self.chunk_offsets, max_bytes: self.chunk_bytes };
-        Cuts { due, block: BLOCK }
+    /// Where the chunks of each of so many lines end.
+    pub(crate) fn cuts(&self, lines: u64) -> Cuts {
+        // A chunk waits while another one is on its way.
+        let share = self.memory_bytes / (2 * lines.max(1));
+        let bytes = |most: u64| most.min(share);
+        let due = CutPolicy {
+            max_age_ms: self.chunk_ms,
+            max_offsets: self.chunk_offsets,
+            max_bytes: bytes(self.chunk_bytes),
+        };
+        Cuts { due, block: CutPolicy { max_bytes: bytes(BLOCK.max_bytes), ..BLOCK } }
     }
 
     /// See [`Settings::name`].
@@ -98,8 +111,24 @@ mod tests {
     #[test]
     fn what_cannot_work_is_named_all_at_once() {
         assert_eq!(Settings::default().validate(), Vec::<String>::new());
-        let wrong =
-            Settings { chunk_ms: 0, chunk_offsets: 1 << 40, chunk_bytes: 0, stall_seconds: 0, ..Settings::default() };
-        assert_eq!(wrong.validate().len(), 4, "{:?}", wrong.validate());
+        let wrong = Settings {
+            chunk_ms: 0,
+            chunk_offsets: 1 << 40,
+            chunk_bytes: 0,
+            memory_bytes: 0,
+            stall_seconds: 0,
+            ..Settings::default()
+        };
+        assert_eq!(wrong.validate().len(), 5, "{:?}", wrong.validate());
+    }
+
+    #[test]
+    fn all_lines_together_hold_no_more_than_they_may() {
+        let settings = Settings::default();
+        for lines in [1, 8, 24, 2000] {
+            let Cuts { due, block } = settings.cuts(lines);
+            assert!(2 * lines * block.max_bytes <= settings.memory_bytes, "{lines}: {block:?}");
+            assert!(due.max_bytes <= block.max_bytes, "{lines}: {due:?}");
+        }
     }
 }

@@ -75,7 +75,7 @@ async fn system(partitions: i32) -> (System, KafkaSettings) {
 
 /// What the fold did with a log that was there when it started.
 struct Folded {
-    /// Events per second, from its first chunk on.
+    /// Events per second, from when every line knew where it stands.
     rate: f64,
     /// The same, the start of the process included.
     rate_from_start: f64,
@@ -83,26 +83,32 @@ struct Folded {
     memory_mb: u64,
 }
 
-async fn fold(system: &mut System, events: u64) -> Folded {
+async fn fold(system: &mut System, partitions: i32, events: u64) -> Folded {
     let began = Instant::now();
     system.spawn(Role::Fold);
+    let metrics = system.url(Role::Fold, "/metrics");
     let (client, clickhouse) = (system.client.clone(), system.clickhouse_url());
-    let mut first = None;
+    until("the fold to know where it stands", FOLDED, async || {
+        let Ok(answer) = client.get(&metrics, None).await else { return Err(0.0) };
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        let proofs =
+            text.lines().find_map(|line| line.strip_prefix("tollgate_fold_proofs_total ")?.parse::<f64>().ok());
+        let proofs = proofs.unwrap_or(0.0);
+        if proofs >= f64::from(2 * partitions) { Ok(()) } else { Err(proofs) }
+    })
+    .await;
+    let proven = Instant::now();
     until("the fold", FOLDED, async || {
         let sql = "SELECT sum(folded) AS events FROM tokens WHERE kind = 'chunk'";
         let rows = select(&client, &clickhouse, sql).await;
         let done = rows[0]["events"].as_u64().unwrap_or(0);
-        if done > 0 {
-            first.get_or_insert((Instant::now(), done));
-        }
         if done == events { Ok(()) } else { Err(done) }
     })
     .await;
-    let (took, pid) = (began.elapsed(), system.pid(Role::Fold));
-    let (at, before) = first.unwrap();
+    let pid = system.pid(Role::Fold);
     Folded {
-        rate: (events - before) as f64 / at.elapsed().as_secs_f64(),
-        rate_from_start: events as f64 / took.as_secs_f64(),
+        rate: events as f64 / proven.elapsed().as_secs_f64(),
+        rate_from_start: events as f64 / began.elapsed().as_secs_f64(),
         cpu_us: cpu_seconds(pid) * 1e6 / events as f64,
         memory_mb: peak_memory_kib(pid) / 1024,
     }
@@ -142,7 +148,7 @@ async fn speed(options: &Options) {
         println!("{partitions} partitions: the plain consumer ...");
         let plain = plain(&system);
         println!("{partitions} partitions: folding ...");
-        let Folded { rate, rate_from_start, cpu_us, memory_mb } = fold(&mut system, events).await;
+        let Folded { rate, rate_from_start, cpu_us, memory_mb } = fold(&mut system, partitions, events).await;
         let lower = consume.min(insert);
         table.push(format!(
             "| {partitions} | {consume:.0} | {insert:.0} | {rate:.0} | {rate_from_start:.0} | {:.2} | {plain:.0} | {:.1} | {cpu_us:.1} | {memory_mb} |",
@@ -165,7 +171,7 @@ async fn tenants(options: &Options) {
             println!("{tenants} tenants: {events} events ...");
             let (mut system, kafka) = system(4).await;
             fill(&kafka, &mut Log::new(4, tenants), events);
-            let Folded { rate, cpu_us, memory_mb, .. } = fold(&mut system, events).await;
+            let Folded { rate, cpu_us, memory_mb, .. } = fold(&mut system, 4, events).await;
             table.push(format!("| {tenants} | {events} | {rate:.0} | {cpu_us:.1} | {memory_mb} |"));
         }
     }

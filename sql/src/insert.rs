@@ -45,15 +45,7 @@ impl ClickHouse {
         insert_before_ms: i64,
     ) -> Result<(), InsertError> {
         chunk.check().map_err(InsertError::Malformed)?;
-        let month = log_month(chunk.first_log_time_ms)
-            .ok_or_else(|| InsertError::Malformed(format!("log time {} ms has no month", chunk.first_log_time_ms)))?;
-        let place = Place {
-            partition: chunk.partition,
-            month,
-            first: chunk.first,
-            log_time_ms: chunk.log_time_ms,
-            insert_before_ms,
-        };
+        let place = place(chunk, insert_before_ms).map_err(InsertError::Malformed)?;
         let token = D::TABLE.token(chunk.partition, chunk.first, retry);
         let mut insert = self.open::<D>(&token).await?;
         for row in &chunk.data {
@@ -83,4 +75,17 @@ impl ClickHouse {
         let settled = SETTINGS.into_iter().fold(insert, |insert, (name, value)| insert.with_setting(name, value));
         Ok(settled.with_setting("insert_deduplication_token", token))
     }
+}
+
+/// What all rows of a chunk have in common.
+pub(crate) fn place<D>(chunk: &ChunkRows<D>, insert_before_ms: i64) -> Result<Place, String> {
+    let month = log_month(chunk.first_log_time_ms)
+        .ok_or_else(|| format!("log time {} ms has no month", chunk.first_log_time_ms))?;
+    Ok(Place {
+        partition: chunk.partition,
+        month,
+        first: chunk.first,
+        log_time_ms: chunk.log_time_ms,
+        insert_before_ms,
+    })
 }

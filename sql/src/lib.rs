@@ -16,6 +16,7 @@
 //!
 //! Token counts are integers; there is no money here.
 
+mod audit;
 mod calendar;
 mod client;
 mod dead_letters;
@@ -34,6 +35,7 @@ mod table;
 mod usage;
 mod wire;
 
+pub use audit::{ChunkCut, RowDifference, RowFault};
 pub use calendar::{CalendarError, Grain, LogHour, LogHours, SPANS_MAX, Span};
 pub use client::ClickHouse;
 pub use dead_letters::{DeadLetter, DeadLetterQuery, Replayed};
@@ -41,7 +43,7 @@ pub use error::{InsertError, ProofError, QueryError};
 pub use lookup::EventAt;
 pub use migrate::{MigrateError, Migration, Progress, Report, migrate, version};
 pub use proof::{Group, Position, Proof};
-pub use raw::DataRow;
+pub use raw::{DataRow, Field};
 pub use reconcile::{LineOutcomes, ReplicaTotal, TrialBalance, TrialBalanceLine};
 pub use requests::{Cursor, Endings, RequestLine, RequestQuery};
 pub use rows::{ChunkRows, DeadRow, Folded, OutcomeCounts, RequestRow, SourceEnd, SourceState, TokenRow};

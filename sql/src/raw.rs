@@ -1,8 +1,8 @@
 //! Rows as they lie in the raw tables: the columns that all kinds share, written once, and each table's own.
 
-use clickhouse::{Row, RowWrite};
+use clickhouse::{Row, RowRead, RowWrite};
 use ledger::time::{Micros, Slot};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::calendar::LogHour;
 use crate::rows::{DeadRow, Folded, RequestRow, SourceEnd, SourceState, TokenRow};
@@ -41,18 +41,53 @@ pub trait DataRow: Send + Sync {
         Self: Sized;
 }
 
-/// A row of a raw table on its way to ClickHouse.
+/// A field that is not what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Field {
+    /// Its column.
+    pub name: &'static str,
+    /// What the log says.
+    pub wanted: String,
+    /// What ClickHouse holds.
+    pub found: String,
+}
+
+/// What names a row within its partition.
 #[doc(hidden)]
-pub trait RawRow: RowWrite {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowKey {
+    pub(crate) offset: i64,
+    pub(crate) kind: Kind,
+    pub(crate) source: uuid::Uuid,
+}
+
+/// A row of a raw table on its way to ClickHouse, or back.
+#[doc(hidden)]
+pub trait RawRow: RowWrite + RowRead {
+    fn key(row: &Self::Value<'_>) -> RowKey;
+    fn request(row: &Self::Value<'_>) -> Option<uuid::Uuid>;
+    /// The first field in which two rows differ that should be the same. Until when a row was to be written is its writer's own.
+    fn difference(wanted: &Self::Value<'_>, found: &Self::Value<'_>) -> Option<Field>;
     fn dead<'a>(row: &'a DeadRow, place: Place) -> Self::Value<'a>;
     fn source<'a>(source: uuid::Uuid, state: &SourceState, place: Place) -> Self::Value<'a>;
     fn chunk<'a>(figures: Figures, place: Place) -> Self::Value<'a>;
 }
 
+/// Returns with the first field that differs.
+macro_rules! first_difference {
+    ($wanted:ident, $found:ident, $($field:ident,)*) => {
+        $(if $wanted.$field != $found.$field {
+            let name = stringify!($field).trim_start_matches("r#");
+            let (wanted, found) = (format!("{:?}", $wanted.$field), format!("{:?}", $found.$field));
+            return Some(Field { name, wanted, found });
+        })*
+    };
+}
+
 macro_rules! raw_row {
     ($name:ident<$a:lifetime> { $($field:ident: $type:ty,)* }) => {
         #[doc(hidden)]
-        #[derive(Default, Row, Serialize)]
+        #[derive(Default, Row, Serialize, Deserialize)]
         pub struct $name<$a> {
             kafka_partition: i32,
             log_month: u32,
@@ -71,7 +106,9 @@ macro_rules! raw_row {
             $($field: $type,)*
             dead_reason: &$a str,
             dead_detail: &$a str,
+            #[serde(borrow)]
             dead_key: Option<Bytes<$a>>,
+            #[serde(borrow)]
             dead_value: Option<Bytes<$a>>,
             last_seq: u64,
             watermark: i64,
@@ -103,6 +140,25 @@ macro_rules! raw_row {
         }
 
         impl RawRow for $name<'static> {
+            fn key(row: &$name<'_>) -> RowKey {
+                // Of data and dead letters there is one row for each offset; sources share that of their chunk.
+                let source = if row.kind == Kind::Source { row.source.0 } else { uuid::Uuid::nil() };
+                RowKey { offset: row.kafka_offset, kind: row.kind, source }
+            }
+
+            fn request(row: &$name<'_>) -> Option<uuid::Uuid> {
+                Some(row.request_id.0).filter(|id| !id.is_nil())
+            }
+
+            fn difference(wanted: &$name<'_>, found: &$name<'_>) -> Option<Field> {
+                first_difference!(
+                    wanted, found, log_month, log_time, log_hour, event_id, source, seq, occurred_at, slot, tenant_id,
+                    request_id, $($field,)* dead_reason, dead_detail, dead_key, dead_value, last_seq, watermark,
+                    source_end, next_source, chunk_first, chunk_end, folded, duplicates, dead, marks, chain,
+                );
+                None
+            }
+
             fn dead<'a>(row: &'a DeadRow, place: Place) -> $name<'a> {
                 let (source, seq, event_id) = row.took.map_or_else(Default::default, |(source, seq, event_id)| {
                     (WireUuid(source.0), seq, WireUuid(event_id.0))

@@ -128,6 +128,16 @@ pub struct OutcomeCounts {
     pub marks: i64,
 }
 
+impl std::ops::AddAssign for OutcomeCounts {
+    /// Offsets fit into an `i64`, and so do sums of what they became.
+    fn add_assign(&mut self, other: Self) {
+        self.folded += other.folded;
+        self.duplicates += other.duplicates;
+        self.dead += other.dead;
+        self.marks += other.marks;
+    }
+}
+
 impl OutcomeCounts {
     /// All of them; none if that overflows.
     pub fn total(&self) -> Option<i64> {

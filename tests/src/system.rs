@@ -215,6 +215,15 @@ impl System {
         (done.status.success(), said(&done.stdout) + &said(&done.stderr))
     }
 
+    /// Runs a command of Tollgate to its end, with the roles' settings: its exit code and what it wrote, errors last.
+    pub async fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let mut command = tokio::process::Command::new(binary());
+        command.args(arguments).current_dir(self.dir.path()).env_clear().envs(&self.variables).stdin(Stdio::null());
+        let done = command.output().await.expect("the tollgate binary starts");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), said(&done.stdout) + &said(&done.stderr))
+    }
+
     /// Changes a setting (`SECTION__KEY`) of roles that are started from now on.
     pub fn set(&mut self, name: &str, value: &str) {
         self.variables.insert(format!("TOLLGATE__{name}"), value.to_owned());

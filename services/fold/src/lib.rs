@@ -16,6 +16,7 @@ macro_rules! left_out {
     }};
 }
 
+pub mod audit;
 mod balances;
 mod call;
 mod chunk;
@@ -34,4 +35,4 @@ mod simulation;
 mod store;
 
 pub use run::{Error, RunSettings, run};
-pub use settings::Settings;
+pub use settings::{Partitions, Settings};

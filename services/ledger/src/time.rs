@@ -13,6 +13,9 @@ pub const SLOT_MICROS: i64 = 15 * 60 * 1_000_000;
 /// Why a time cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TimeError {
+    /// Not a month.
+    #[error("{0:?} is no month: write it as 2026-11")]
+    NoMonth(String),
     /// Not on a whole quarter of an hour, UTC.
     #[error("{0} is not on a whole quarter of an hour (UTC)")]
     NotOnSlot(Micros),
@@ -89,9 +92,23 @@ impl Period {
     /// The calendar month, in the tenant's time zone, that holds `time`.
     pub fn month_of(time: Micros, zone: Tz) -> Result<Self, TimeError> {
         let local = time.to_utc()?.with_timezone(&zone);
-        let first = (local.year(), local.month());
+        Self::between((local.year(), local.month()), zone, time)
+    }
+
+    /// The calendar month that is written `2026-11`, in the tenant's time zone.
+    ///
+    /// # Errors
+    /// When it is written otherwise, or too far away.
+    pub fn month(written: &str, zone: Tz) -> Result<Self, TimeError> {
+        let no_month = || TimeError::NoMonth(written.to_owned());
+        let day = NaiveDate::parse_from_str(&format!("{written}-01"), "%Y-%m-%d").map_err(|_| no_month())?;
+        let noon = day.and_hms_opt(12, 0, 0).ok_or_else(no_month)?.and_utc();
+        Self::between((day.year(), day.month()), zone, noon.into())
+    }
+
+    fn between(first: (i32, u32), zone: Tz, asked: Micros) -> Result<Self, TimeError> {
         let next = if first.1 == 12 { (first.0 + 1, 1) } else { (first.0, first.1 + 1) };
-        Ok(Self { from: month_start(first, zone, time)?, to: month_start(next, zone, time)? })
+        Ok(Self { from: month_start(first, zone, asked)?, to: month_start(next, zone, asked)? })
     }
 
     /// Whether `time` lies in it.
@@ -118,6 +135,18 @@ fn month_start((year, month): (i32, u32), zone: Tz, asked: Micros) -> Result<Slo
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_month_is_read_as_it_is_written() {
+        let zone = chrono_tz::Europe::Berlin;
+        let november = Period::month("2026-11", zone).unwrap();
+        assert_eq!(november, Period::month_of(november.from.start(), zone).unwrap());
+        assert_eq!(Period::month("2026-12", zone).unwrap().from, november.to);
+        for wrong in ["2026-13", "2026-00", "2026", "november", "2026-11-01", "", "99999999-01"] {
+            let said = Period::month(wrong, zone).unwrap_err().to_string();
+            assert!(said.contains("2026-11"), "{wrong}: {said}");
+        }
+    }
 
     fn at(text: &str) -> Micros {
         text.parse::<DateTime<Utc>>().unwrap().into()

@@ -75,6 +75,16 @@ Examples:
 
 Ends with 0 when nothing is wrong, with 1 otherwise.";
 
+const AUDIT_EXAMPLES: &str = "\
+Examples:
+  tollgate audit --config tollgate.toml          every partition, from its first record on
+  tollgate audit acme 2026-11                    what acme used that month by the log, and that its partition is whole
+  tollgate audit --partition 3 --json | jq '.lines[].differences'
+
+Reads the log from its beginning and changes nothing; the fold may go on meanwhile. Each chunk is cut as it was cut, and every row,
+outcome, chain and sum that ClickHouse holds is held to it. Ends with 0 when all is as the log says, with 1 when something differs,
+with 2 when it cannot be said (Kafka or ClickHouse was not read).";
+
 const SCHEMAS_EXAMPLES: &str = "\
 Examples:
   tollgate schemas list
@@ -118,6 +128,9 @@ pub(crate) enum Command {
     /// What could not count: listed, shown, corrected and written anew
     #[command(after_help = crate::dead_letters::args::EXAMPLES)]
     DeadLetters(crate::dead_letters::args::DeadLetters),
+    /// Replays the log and says whether ClickHouse holds what it says, to the last row
+    #[command(after_help = AUDIT_EXAMPLES)]
+    Audit(Audit),
     /// The Avro schemas of the topics
     #[command(after_help = SCHEMAS_EXAMPLES)]
     Schemas(Schemas),
@@ -232,6 +245,25 @@ pub(crate) struct Migrate {
 pub(crate) struct Doctor {
     #[command(flatten)]
     pub(crate) settings: SettingsFile,
+    /// Answer in JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `tollgate audit`.
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    #[command(flatten)]
+    pub(crate) role: Role,
+    /// Only the partition that this tenant's records are in
+    #[arg(value_name = "TENANT")]
+    pub(crate) tenant: Option<String>,
+    /// And what the tenant used in this month of its time zone, e.g. 2026-11
+    #[arg(value_name = "PERIOD", requires = "tenant")]
+    pub(crate) period: Option<String>,
+    /// Only these partitions
+    #[arg(long, value_name = "NUMBER", conflicts_with = "tenant")]
+    pub(crate) partition: Vec<i32>,
     /// Answer in JSON, for programs
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,5 +1,6 @@
 //! The one binary: a subcommand per role that stands, and what surrounds them.
 
+mod audit;
 mod cli;
 mod dead_letters;
 mod dev;
@@ -42,6 +43,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Migrate(options) => roles::migrate(options).await,
         Command::Doctor(options) => Ok(doctor::run(options).await),
         Command::DeadLetters(options) => dead_letters::run(options.command).await,
+        Command::Audit(options) => audit::run(options).await,
         Command::Schemas(options) => Ok(schema_registry::run(options.command).await),
         Command::EmbeddedVllm(options) => serve(|shutdown| embedded_servers::vllm(options, shutdown)).await,
         Command::EmbeddedClickhouse(options) => serve(|shutdown| embedded_servers::clickhouse(options, shutdown)).await,

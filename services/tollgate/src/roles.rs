@@ -121,7 +121,7 @@ pub(crate) async fn migrate(options: cli::Migrate) -> Result<ExitCode, Box<dyn E
 }
 
 /// The settings of a role; none when they were only to be checked.
-fn settings<U: Uses>(name: &str, role: &cli::Role) -> Result<Option<Settings>, Box<dyn Error>> {
+pub(crate) fn settings<U: Uses>(name: &str, role: &cli::Role) -> Result<Option<Settings>, Box<dyn Error>> {
     let settings: For<U> = runtime::config::load(role.settings.config.as_deref())?;
     if role.validate {
         say(&format!("the settings of tollgate {name} are sound"));
@@ -131,7 +131,7 @@ fn settings<U: Uses>(name: &str, role: &cli::Role) -> Result<Option<Settings>, B
 }
 
 /// A line on standard output, for people and for whoever started the process.
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}");
     let _ = out.flush();

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking, its helpers too")]
 
 mod adds_up;
+mod audit;
 mod clients;
 mod corrections;
 mod faults;

@@ -1,6 +1,7 @@
 //! The fold on a real Kafka and a real ClickHouse: killed, doubled, its database dropped; and what it does at a loss.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+mod audit;
 mod servers;
 mod traffic;
 
@@ -23,13 +24,14 @@ use traffic::{NOW, TENANTS, Traffic, ZONE, fold_alone};
 /// Waits for a condition, with a deadline.
 macro_rules! until {
     ($what:expr, $holds:expr) => {{
-        let deadline = tokio::time::Instant::now() + SOON;
+        let deadline = tokio::time::Instant::now() + $crate::servers::SOON;
         while !$holds {
             assert!(tokio::time::Instant::now() < deadline, "{}", $what);
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     }};
 }
+pub(crate) use until;
 
 async fn write_control(servers: &Servers, tasks: &Tasks) {
     let clock = std::sync::Arc::new(runtime::SystemClock);

@@ -66,6 +66,8 @@ async fn fold_process() {
             listen: SocketAddr::from(([127, 0, 0, 1], variable(PORT).parse().unwrap())),
             chunk_ms: variable(CHUNK_MS).parse().unwrap(),
             stall_seconds: 3,
+            // Two of them are two owners of all.
+            partitions: fold::Partitions::All,
             ..Default::default()
         },
         kafka: kafka_settings(variable(BROKERS)),
@@ -122,6 +124,15 @@ impl Servers {
 
     pub(crate) fn clickhouse(&self) -> sql::ClickHouse {
         sql::ClickHouse::new(&clickhouse_settings(self.url()))
+    }
+
+    pub(crate) fn clickhouse_settings(&self) -> sql::ClickHouseSettings {
+        clickhouse_settings(self.url())
+    }
+
+    /// The one number that a statement gives.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        ::clickhouse::Client::default().with_url(self.url()).query(sql).fetch_one().await.unwrap()
     }
 
     pub(crate) async fn execute(&self, sql: &str) {

@@ -1,0 +1,129 @@
+//! The log read again, through the very steps of the fold.
+
+use std::time::Duration;
+
+use ledger::ids::SourceId;
+use ledger::time::Slot;
+use ledger::tokens::TokenError;
+use sql::{ChunkRows, ClickHouse, DataRow as _, Table};
+use stream::consume::{ConsumeError, PartitionConsumer, Record};
+use stream::kafka::KafkaSettings;
+use stream::line::{LineState, Outcome};
+use tokio::time::Instant;
+
+use super::{AuditError, Sums};
+use crate::chunk::{ClosedChunk, OpenChunk};
+use crate::event::{FoldEvent, Use};
+
+/// The name under which the brokers see it.
+const GROUP: &str = "tollgate-audit";
+/// So long Kafka may be away.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A line that reads and writes nothing.
+pub(super) struct Replay<E: FoldEvent> {
+    log: PartitionConsumer,
+    partition: i32,
+    state: LineState,
+    /// A record beyond the chunk that was asked for.
+    held: Option<Record>,
+    pub(super) sums: Sums,
+    event: std::marker::PhantomData<E>,
+}
+
+/// A chunk as the log says it is, and the resends in it that are to be looked up.
+pub(super) type Replayed<D> = (ClosedChunk<D>, Vec<(SourceId, u64)>);
+
+/// Where the log is not the one that was folded.
+pub(super) struct Unlike {
+    pub(super) offset: i64,
+    pub(super) why: String,
+}
+
+impl<E: FoldEvent> Replay<E> {
+    pub(super) fn open(kafka: &KafkaSettings, partition: i32) -> Result<Self, AuditError> {
+        let topic = E::Row::TABLE.topic();
+        let log = PartitionConsumer::open(kafka, GROUP, topic, partition, 0).map_err(|source| AuditError::Log {
+            topic,
+            partition,
+            source,
+        })?;
+        let (state, held, sums) = (LineState::default(), None, Sums::new());
+        Ok(Self { log, partition, state, held, sums, event: std::marker::PhantomData })
+    }
+
+    /// What a chunk that ends here is to hold.
+    pub(super) async fn chunk(&mut self, end: i64) -> Result<Result<Replayed<E::Row>, Unlike>, AuditError> {
+        let mut open = OpenChunk::<E>::at(self.state.position);
+        while self.state.position < end {
+            let record = match self.held.take() {
+                Some(record) => record,
+                None => self.next().await?,
+            };
+            if record.offset >= end {
+                let why =
+                    "a chunk ends with it, and the log has no record there: it is another log, or was cut short".into();
+                let offset = end - 1;
+                self.held = Some(record);
+                return Ok(Err(Unlike { offset, why }));
+            }
+            let state = &mut self.state;
+            let stepped = record.lend(|lent| {
+                let step = state.step::<E>(lent).map_err(|stop| stop.to_string())?;
+                if let Outcome::Folded(event) = &step.outcome
+                    && let Some(used) = event.counts()
+                {
+                    add(&mut self.sums, &used).map_err(|error| error.to_string())?;
+                }
+                open.put(lent, step.outcome, state, 0);
+                Ok(())
+            });
+            if let Err(why) = stepped {
+                return Ok(Err(Unlike { offset: record.offset, why }));
+            }
+        }
+        Ok(Ok(open.close(self.partition, &self.state)))
+    }
+
+    async fn next(&self) -> Result<Record, AuditError> {
+        let (topic, partition) = (E::Row::TABLE.topic(), self.partition);
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let source = match tokio::time::timeout_at(until, self.log.next()).await {
+                Ok(Ok(record)) => return Ok(record),
+                Ok(Err(error)) if error.is_transient() && Instant::now() < until => continue,
+                Ok(Err(error)) => error,
+                Err(_) => ConsumeError::Transient(rdkafka::error::KafkaError::Canceled),
+            };
+            return Err(AuditError::Log { topic, partition, source });
+        }
+    }
+}
+
+fn add(sums: &mut Sums, used: &Use<'_>) -> Result<(), TokenError> {
+    let key = (used.tenant.clone(), used.model.clone(), Slot::of(used.occurred_at));
+    let (tokens, requests) = sums.entry(key).or_default();
+    *tokens = tokens.checked_add(used.tokens)?;
+    *requests = requests.checked_add(used.requests).ok_or(TokenError::Overflow)?;
+    Ok(())
+}
+
+/// Compares the resends of a window with the rows that have their numbers, as the fold does when it closes a chunk.
+pub(super) async fn settled<D>(
+    clickhouse: &ClickHouse,
+    table: Table,
+    partition: i32,
+    window: Vec<Replayed<D>>,
+) -> Result<Vec<ChunkRows<D>>, AuditError> {
+    let numbers: Vec<_> = window.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
+    let found = if numbers.is_empty() { Vec::new() } else { clickhouse.event_ids(table, partition, &numbers).await? };
+    Ok(window
+        .into_iter()
+        .map(|(mut chunk, numbers)| {
+            if !numbers.is_empty() {
+                chunk.settle(&found);
+            }
+            chunk.rows
+        })
+        .collect())
+}

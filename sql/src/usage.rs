@@ -70,6 +70,9 @@ pub struct UsageQuery {
     pub keys: Keys,
     /// In which spans of time; as one if none.
     pub span: Option<Span>,
+    /// What came late apart: the first slots of the periods that the time is cut into, each with its first late log hour. Late and
+    /// in time together if none.
+    pub late: Vec<(Slot, LogHour)>,
 }
 
 /// Usage of one choice of keys in one span. A key that was not asked for is absent.
@@ -84,6 +87,8 @@ pub struct UsageLine {
     pub endpoint: Option<String>,
     /// The first slot of the span.
     pub span: Option<Slot>,
+    /// Whether it came late, when that was asked for.
+    pub late: Option<bool>,
     pub tokens: TokenCounts,
     pub requests: u64,
 }
@@ -134,6 +139,7 @@ struct UsageRow {
     model_version: String,
     path: String,
     span: i64,
+    late: bool,
     input_tokens: u64,
     cached_input_tokens: u64,
     output_tokens: u64,
@@ -195,6 +201,9 @@ impl ClickHouse {
         if asked.scope.to <= asked.scope.from {
             return Ok(Vec::new());
         }
+        // Parameters must not be empty.
+        let none = [(Slot(0), LogHour(0))];
+        let late = if asked.late.is_empty() { none.as_slice() } else { asked.late.as_slice() };
         let query = self
             .sums(USAGE)
             .param("by_tenant", tenant)
@@ -204,7 +213,10 @@ impl ClickHouse {
             .param("by_version", version)
             .param("by_endpoint", endpoint)
             .param("by_span", starts.is_some())
-            .param("spans", slots(starts.as_deref()));
+            .param("spans", slots(starts.as_deref()))
+            .param("by_late", !asked.late.is_empty())
+            .param("periods", late.iter().map(|(slot, _)| slot.0).collect::<Vec<i64>>())
+            .param("late_from", late.iter().map(|(_, hour)| hour.0).collect::<Vec<i64>>());
         let rows = fetch::<UsageRow>(asked.scope.of(query)).await?;
         let line = |row: UsageRow| {
             Ok(UsageLine {
@@ -215,6 +227,7 @@ impl ClickHouse {
                 version: version.then(|| id("version", &row.model_version)).transpose()?,
                 endpoint: endpoint.then_some(row.path),
                 span: starts.as_ref().map(|_| Slot(row.span)),
+                late: (!asked.late.is_empty()).then_some(row.late),
                 tokens: counts([row.input_tokens, row.cached_input_tokens, row.output_tokens, row.reasoning_tokens]),
                 requests: row.request_count,
             })

@@ -55,6 +55,12 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_value", "A value is not allowed", detail)
     }
 
+    /// 422: more would be taken away than was used.
+    pub(crate) fn more_than_used(detail: impl Into<String>) -> Self {
+        let title = "More would be taken away than was used";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "more_than_used", title, detail)
+    }
+
     /// 400: a time that cannot be answered for.
     pub(crate) fn range(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid_range", "The span of time cannot be used", detail)
@@ -190,6 +196,7 @@ impl From<Rejected> for Problem {
         match rejected {
             Rejected::Conflict { .. } => conflict("conflict", "Another write came first"),
             Rejected::InUse(..) => conflict("in_use", "Something else names it"),
+            Rejected::Final => conflict("final", "It stays as it was made"),
             Rejected::Taken(..) => conflict("already_there", "Another document says the same"),
             Rejected::Missing(..) => {
                 let title = "It names something that is not there";
@@ -200,6 +207,7 @@ impl From<Rejected> for Problem {
             | Rejected::Canaries(_)
             | Rejected::Base(_)
             | Rejected::Weight
+            | Rejected::Adjustment(_)
             | Rejected::Price(_)
             | Rejected::Time(_) => Self::value(detail),
         }

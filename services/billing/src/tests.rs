@@ -1,6 +1,7 @@
 //! The API as clients see it: who may do what, the shapes of problems, revisions, the description, the console.
 
 mod access;
+mod adjustments;
 mod console;
 mod documents;
 mod keys;

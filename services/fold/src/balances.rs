@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono_tz::Tz;
+use ledger::control::{Deltas, UsageAdjustment};
 use ledger::ids::{ModelId, TenantId};
 use ledger::time::{Micros, Period, SLOT_MICROS, Slot};
 use schemas::event::{BalanceUpdated, ModelUsage};
@@ -20,6 +21,9 @@ pub(crate) trait Zones {
     fn zone(&self, tenant: &TenantId) -> Option<Tz>;
 }
 
+/// Corrections by what they correct.
+type Corrections = BTreeMap<Key, BTreeMap<ModelId, Sums>>;
+
 /// A tenant and one of its periods.
 type Key = (TenantId, Period);
 
@@ -32,7 +36,22 @@ struct Sums {
     requests: i64,
 }
 
+/// What is published of a sum. A correction that takes away more than is folded yet (a fold that begins anew, two that were made at
+/// once) leaves nothing, until the rest of the usage is there.
+fn shown(sum: i64, correction: i64) -> i64 {
+    sum.saturating_add(correction).max(0)
+}
+
 impl Sums {
+    fn correct(&mut self, deltas: &Deltas) {
+        let add = |sum: &mut i64, n: i64| *sum = sum.saturating_add(n);
+        add(&mut self.input, deltas.input);
+        add(&mut self.cached_input, deltas.cached_input);
+        add(&mut self.output, deltas.output);
+        add(&mut self.reasoning, deltas.reasoning);
+        add(&mut self.requests, deltas.requests);
+    }
+
     /// Adds what was used. At the end of what 64 bits hold it stays there: a quota that fails shut, not one that wraps.
     fn add(&mut self, used: &Use<'_>) {
         let add = |sum: &mut i64, n: u64| *sum = sum.saturating_add(i64::try_from(n).unwrap_or(i64::MAX));
@@ -53,6 +72,8 @@ pub(crate) struct Balances {
     /// Periods that began before have no balance.
     horizon: Slot,
     sums: BTreeMap<Key, BTreeMap<ModelId, Sums>>,
+    /// Of the tenants whose usage is in this partition.
+    corrections: Corrections,
     dirty: BTreeSet<Key>,
     /// The zone that each tenant's periods were computed in.
     zones: HashMap<TenantId, Option<Tz>>,
@@ -75,7 +96,8 @@ impl Balances {
         zones: &impl Zones,
     ) -> Self {
         let (sums, dirty, known) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
-        let mut balances = Self { partition, offset, horizon, sums, dirty, zones: known, unknown: 0 };
+        let corrections = BTreeMap::new();
+        let mut balances = Self { partition, offset, horizon, sums, corrections, dirty, zones: known, unknown: 0 };
         for total in totals {
             balances.add(
                 &Use {
@@ -122,6 +144,30 @@ impl Balances {
         self.dirty.insert(key);
     }
 
+    /// Takes the corrections that control holds now, of the tenants that belong here. Those that were not there before are to be
+    /// published; so is one that is alone in its period.
+    pub(crate) fn correct<'a>(
+        &mut self,
+        made: impl Iterator<Item = &'a UsageAdjustment>,
+        belongs: impl Fn(&TenantId) -> bool,
+        zones: &impl Zones,
+    ) {
+        let mut corrections = Corrections::new();
+        for one in made.filter(|one| belongs(&one.tenant)) {
+            let zone = zones.zone(&one.tenant).unwrap_or(Tz::UTC);
+            let Ok(period) = Period::month_of(one.slot, zone) else { continue };
+            if period.from < self.horizon {
+                continue;
+            }
+            let models = corrections.entry((one.tenant.clone(), period)).or_default();
+            models.entry(one.model.clone()).or_default().correct(&one.deltas);
+        }
+        let changed = |key: &&Key| corrections.get(*key) != self.corrections.get(*key);
+        let changed: Vec<Key> = corrections.keys().chain(self.corrections.keys()).filter(changed).cloned().collect();
+        self.dirty.extend(changed);
+        self.corrections = corrections;
+    }
+
     /// Whether a tenant's periods are other ones now.
     pub(crate) fn is_outdated(&self, zones: &impl Zones) -> bool {
         self.zones.iter().any(|(tenant, zone)| zones.zone(tenant).unwrap_or(Tz::UTC) != zone.unwrap_or(Tz::UTC))
@@ -137,8 +183,10 @@ impl Balances {
         self.horizon = self.horizon.max(horizon(now));
         let horizon = self.horizon;
         self.sums.retain(|(_, period), _| period.from >= horizon);
+        self.corrections.retain(|(_, period), _| period.from >= horizon);
         let recent = |period: &Period| period.to.start().0.saturating_add(FRESH_MICROS) > now.0;
-        self.dirty.extend(self.sums.keys().filter(|(_, period)| recent(period)).cloned());
+        let known = self.sums.keys().chain(self.corrections.keys());
+        self.dirty.extend(known.filter(|(_, period)| recent(period)).cloned());
     }
 
     /// Whether something is to be published.
@@ -162,13 +210,23 @@ impl Balances {
     }
 
     fn updated(&self, key: &Key, control_offset: i64, now: Micros) -> Option<BalanceUpdated> {
-        let usage = self.sums.get(key)?.iter().map(|(model, sums)| ModelUsage {
-            model: model.clone(),
-            input: sums.input,
-            cached_input: sums.cached_input,
-            output: sums.output,
-            reasoning: sums.reasoning,
-            requests: sums.requests,
+        let (none, zero) = (BTreeMap::new(), Sums::default());
+        let (sums, corrections) = (self.sums.get(key), self.corrections.get(key));
+        if sums.is_none() && corrections.is_none() {
+            return None;
+        }
+        let (sums, corrections) = (sums.unwrap_or(&none), corrections.unwrap_or(&none));
+        let models: BTreeSet<&ModelId> = sums.keys().chain(corrections.keys()).collect();
+        let usage = models.into_iter().map(|model| {
+            let (sum, more) = (sums.get(model).unwrap_or(&zero), corrections.get(model).unwrap_or(&zero));
+            ModelUsage {
+                model: model.clone(),
+                input: shown(sum.input, more.input),
+                cached_input: shown(sum.cached_input, more.cached_input),
+                output: shown(sum.output, more.output),
+                reasoning: shown(sum.reasoning, more.reasoning),
+                requests: shown(sum.requests, more.requests),
+            }
         });
         Some(BalanceUpdated {
             tenant_id: key.0.clone(),
@@ -269,6 +327,46 @@ mod tests {
         balances.refresh(at("2026-08-01T00:00:00Z"));
         put(&mut balances, 2, &acme, "2026-03-03T00:00:00Z", 1, &zones);
         assert!(!balances.is_dirty(), "what was dropped is not begun again from nothing");
+    }
+
+    fn made(tenant: &str, time: &str, output: i64) -> UsageAdjustment {
+        UsageAdjustment {
+            tenant: id(tenant),
+            project: "default".parse().unwrap(),
+            model: "llama".parse().unwrap(),
+            version: None,
+            endpoint: None,
+            api_key: None,
+            slot: at(time),
+            deltas: Deltas { output, requests: output.signum(), ..Deltas::default() },
+            reason: "counted twice".into(),
+            by: "admin".into(),
+            made_at: at(time),
+            request: None,
+            dead_letter: None,
+        }
+    }
+
+    #[test]
+    fn corrections_are_in_the_balances_of_their_period_and_never_below_nothing() {
+        let (zones, acme) = (Known(HashMap::new()), id("acme"));
+        let mut balances = empty();
+        put(&mut balances, 0, &acme, NOW, 100, &zones);
+        balances.take_dirty(0, at(NOW));
+        let less = [made("acme", NOW, -30), made("acme", "2026-03-02T00:00:00Z", 5), made("elsewhere", NOW, 9)];
+        balances.correct(less.iter(), |tenant| *tenant == acme, &zones);
+        let output = |balances: &mut Balances| {
+            let published = balances.take_dirty(8, at(NOW));
+            published.iter().map(|update| (update.usage[0].output, update.usage[0].requests)).collect::<Vec<_>>()
+        };
+        assert_eq!(output(&mut balances), [(5, 1), (70, 0)], "March and April, and of nobody else");
+        balances.correct(less.iter(), |tenant| *tenant == acme, &zones);
+        assert!(!balances.is_dirty(), "nothing new");
+        let more = [made("acme", NOW, -30), made("acme", NOW, -80)];
+        balances.correct(more.iter(), |_| true, &zones);
+        assert_eq!(output(&mut balances), [(0, 0)], "what is alone in a period and gone is not published");
+        put(&mut balances, 1, &acme, NOW, 15, &zones);
+        assert_eq!(output(&mut balances), [(5, 0)], "it comes right when the usage is there");
     }
 
     proptest! {

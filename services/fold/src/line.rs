@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use ledger::ids::TenantId;
 use ledger::time::{Micros, Slot};
 use runtime::{Clock, Condition, Shutdown};
 use schemas::event::BalanceUpdated;
@@ -13,6 +14,7 @@ use sql::{DataRow as _, PartitionTotal, Table};
 use stream::consume::{Bounds, ConsumeError, PartitionConsumer, Record};
 use stream::control::ControlView;
 use stream::kafka::KafkaSettings;
+use stream::partition::partition_of;
 use tokio::time::MissedTickBehavior;
 
 use crate::balances::{self, Balances};
@@ -270,6 +272,7 @@ impl<E: FoldEvent> Line<E> {
             if let Some((from, totals)) = totals {
                 let zones = TenantZones(&self.shared.control);
                 self.balances = Some(Balances::load(self.partition, proof.position, from, &totals, &zones));
+                self.correct();
             }
         }
         let before = self.driver.position();
@@ -362,6 +365,16 @@ impl<E: FoldEvent> Line<E> {
             tracing::info!(partition = self.partition, "a tenant's time zone changed: balances are computed anew");
             self.driver.reload_balances();
         }
+        self.correct();
+    }
+
+    /// The corrections that control holds, of the tenants whose tokens are in this partition.
+    fn correct(&mut self) {
+        let Some(balances) = &mut self.balances else { return };
+        let (control, partitions) = (self.shared.control.load(), self.shared.kafka.partitions);
+        let belongs = |tenant: &TenantId| partition_of(tenant.as_str().as_bytes(), partitions) == self.partition;
+        let made = control.state.adjustments().map(|(_, made)| made);
+        balances.correct(made, belongs, &TenantZones(&self.shared.control));
     }
 
     fn publish(&mut self) {

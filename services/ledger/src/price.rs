@@ -104,6 +104,15 @@ impl PriceBook {
     }
 }
 
+/// What a correction of tokens costs: as [`PriceBook::rate`], and below zero where they are taken away.
+///
+/// # Errors
+/// A charge out of bounds.
+pub fn charge_signed(tokens: i64, per_million: Decimal, currency: Currency) -> Result<Money, MoneyError> {
+    let charged = charge(tokens.unsigned_abs(), per_million, currency)?;
+    if tokens < 0 { Money::new(-charged.amount(), currency) } else { Ok(charged) }
+}
+
 pub(crate) fn charge(tokens: u64, per_million: Decimal, currency: Currency) -> Result<Money, MoneyError> {
     // In millionths of millionths, so that the division by a million is a shift of the scale and nothing is rounded.
     let units = (per_million * Decimal::from(PER_TOKENS)).trunc().mantissa();

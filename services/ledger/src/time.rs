@@ -10,6 +10,12 @@ use thiserror::Error;
 /// Microseconds of a slot: a quarter of an hour.
 pub const SLOT_MICROS: i64 = 15 * 60 * 1_000_000;
 
+/// Microseconds of an hour.
+pub const HOUR_MICROS: i64 = 4 * SLOT_MICROS;
+
+/// A period is not closed sooner after its end than this.
+pub const CLOSING_MICROS: i64 = 5 * 60 * 1_000_000;
+
 /// Why a time cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum TimeError {
@@ -111,6 +117,13 @@ impl Period {
         Ok(Self { from: month_start(first, zone, asked)?, to: month_start(next, zone, asked)? })
     }
 
+    /// The first hour of log time, counted from 1970, whose records are late for it: the first whole hour once every source has
+    /// had [`CLOSING_MICROS`] after its end to be heard of. It cannot be closed before, so nothing earlier is late.
+    pub const fn late_from_hour(&self) -> i64 {
+        let heard = self.to.start().0.saturating_add(CLOSING_MICROS);
+        heard.saturating_add(HOUR_MICROS - 1).div_euclid(HOUR_MICROS)
+    }
+
     /// Whether `time` lies in it.
     pub fn contains(&self, time: Micros) -> bool {
         let slot = Slot::of(time);
@@ -162,6 +175,15 @@ mod tests {
         assert!(!period.contains(at("2027-01-01T00:00:00Z")));
         let kathmandu = Period::month_of(at("2026-06-01T00:00:00Z"), chrono_tz::Asia::Kathmandu).unwrap();
         assert_eq!(kathmandu.from.start(), at("2026-05-31T18:15:00Z"));
+    }
+
+    #[test]
+    fn what_comes_an_hour_after_the_end_is_late() {
+        let hour = |text| at(text).0.div_euclid(HOUR_MICROS);
+        let utc = Period::month_of(at("2026-03-31T22:30:00Z"), chrono_tz::UTC).unwrap();
+        assert_eq!(utc.late_from_hour(), hour("2026-04-01T01:00:00Z"));
+        let kathmandu = Period::month_of(at("2026-05-20T00:00:00Z"), chrono_tz::Asia::Kathmandu).unwrap();
+        assert_eq!(kathmandu.late_from_hour(), hour("2026-05-31T19:00:00Z"), "it ends at 18:15");
     }
 
     #[test]

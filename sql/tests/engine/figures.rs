@@ -82,7 +82,7 @@ fn sums<'a, K: Ord>(rows: impl IntoIterator<Item = &'a Recorded>, key: impl Fn(&
 }
 
 async fn usage(clickhouse: &ClickHouse, scope: Scope, keys: Keys, span: Option<Span>) -> Vec<UsageLine> {
-    clickhouse.usage(&UsageQuery { scope, keys, span }).await.unwrap()
+    clickhouse.usage(&UsageQuery { scope, keys, span, late: Vec::new() }).await.unwrap()
 }
 
 fn everything() -> Scope {
@@ -100,6 +100,7 @@ async fn every_sum_is_the_sum_of_its_rows_through_the_projection() {
             engine.execute("OPTIMIZE TABLE tokens FINAL").await;
         }
         check_usage(&clickhouse, &rows).await;
+        check_late(&clickhouse, &rows).await;
         check_rating(&clickhouse, &rows).await;
         check_totals(&clickhouse, &rows).await;
         check_last_used(&clickhouse, &rows).await;
@@ -141,6 +142,27 @@ async fn check_usage(clickhouse: &ClickHouse, rows: &[Recorded]) {
             assert_eq!(found, sums(rows.iter().filter(inside), |row| (of(row), row.1.model.clone())), "{span:?}");
         }
     }
+}
+
+/// What came too late for its month, beside all else; the time begins and ends within a month.
+async fn check_late(clickhouse: &ClickHouse, rows: &[Recorded]) {
+    let scope = everything();
+    let november = Slot::of(at("2026-11-01T00:00:00Z"));
+    let late_from = |slot: Slot| {
+        let month = Period::month_of(slot.start(), chrono_tz::UTC).unwrap();
+        LogHour(month.late_from_hour())
+    };
+    let late = [scope.from, november].map(|slot| (slot, late_from(slot))).to_vec();
+    let keys = Keys { model: true, ..Keys::default() };
+    let lines = clickhouse.usage(&UsageQuery { scope, keys, span: None, late }).await.unwrap();
+    let found: Sums<_> =
+        lines.into_iter().map(|l| ((l.late.unwrap(), l.model.unwrap()), (l.tokens, l.requests))).collect();
+    let of = |(log_time_ms, row): &Recorded| {
+        (LogHour::of_ms(*log_time_ms) >= late_from(Slot::of(row.occurred_at)), row.model.clone())
+    };
+    let expected = sums(rows, of);
+    assert!(expected.keys().any(|(late, _)| *late), "some of it is late");
+    assert_eq!(found, expected);
 }
 
 async fn check_last_used(clickhouse: &ClickHouse, rows: &[Recorded]) {

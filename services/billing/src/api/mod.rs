@@ -1,5 +1,6 @@
 //! The API under `/api/v1`, and its description as OpenAPI.
 
+mod adjustments;
 pub(crate) mod documents;
 mod figures;
 mod keys;
@@ -23,8 +24,8 @@ pub(crate) const OPENAPI: &str = "/api/v1/openapi.json";
 
 #[derive(utoipa::OpenApi)]
 #[openapi(
-    info(title = "Tollgate billing", description = "Tenants, keys, plans, prices, models, pools and replicas; usage, costs, \
-        balances and the running bill. Money is a decimal as text, times are RFC 3339, lists are paged by cursor, errors \
+    info(title = "Tollgate billing", description = "Tenants, keys, plans, prices, models, pools and replicas; usage, its \
+        corrections, costs, balances and the running bill. Money is a decimal as text, times are RFC 3339, lists are paged by cursor, errors \
         are RFC 9457 problem details with a stable `code`."),
     modifiers(&Bearer),
     security(("key" = []))
@@ -58,6 +59,8 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(pools::get, pools::put, pools::delete))
         .routes(routes!(replicas::list))
         .routes(routes!(replicas::get, replicas::put, replicas::delete))
+        .routes(routes!(adjustments::list))
+        .routes(routes!(adjustments::get, adjustments::put))
         .routes(routes!(figures::usage))
         .routes(routes!(figures::costs))
         .routes(routes!(figures::balance))

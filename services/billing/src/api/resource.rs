@@ -46,9 +46,9 @@ pub(crate) struct Page<T> {
 #[into_params(parameter_in = Query)]
 pub(crate) struct PageQuery {
     /// `next_cursor` of the page before.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
     /// How many at most: 1 to 1000, 100 by default.
-    limit: Option<usize>,
+    pub(crate) limit: Option<usize>,
 }
 
 impl PageQuery {

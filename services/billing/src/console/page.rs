@@ -16,7 +16,7 @@ use crate::figures::groups::Groups;
 use crate::figures::preview::{self, Bill, PreviewQuery};
 use crate::figures::range;
 use crate::figures::requests::{self, RequestShown, RequestsQuery};
-use crate::figures::usage::{self, Counts, FiguresQuery, Usage};
+use crate::figures::usage::{self, FiguresQuery, SignedCounts, Usage};
 use crate::problem::Problem;
 
 /// How many requests the page shows.
@@ -67,8 +67,8 @@ pub(super) struct Shown {
 /// Usage of the period.
 pub(super) struct PerDay {
     /// By class over all days.
-    pub(super) total: Counts,
-    pub(super) tokens: u64,
+    pub(super) total: SignedCounts,
+    pub(super) tokens: i64,
     /// Drawn; it holds no text of people.
     pub(super) svg: String,
 }
@@ -137,25 +137,26 @@ impl Shown {
 fn per_day(app: &App, usage: &Usage) -> Result<PerDay, Problem> {
     let period = range::period(None, app.now(), usage.time_zone)?;
     let days = Groups { grain: Some(Grain::Day), ..Groups::default() }.spans(period, usage.time_zone)?;
-    let mut total = Counts { input: 0, cached_input: 0, output: 0, reasoning: 0, requests: 0 };
-    let mut tokens = 0u64;
+    let mut total = SignedCounts::default();
+    let mut tokens = 0i64;
     let mut drawn = Vec::new();
     for start in days.iter().flat_map(|days| &days.starts) {
         let start = crate::figures::start(*start)?;
-        let mut classes = [0u64; 4];
+        let mut classes = [0i64; 4];
         for row in usage.data.iter().filter(|row| row.keys.from == Some(start)) {
             let Some(counts) = row.counts else { continue };
             let of = [counts.input, counts.cached_input, counts.output, counts.reasoning];
             let sums = [&mut total.input, &mut total.cached_input, &mut total.output, &mut total.reasoning];
             for ((day, sum), count) in classes.iter_mut().zip(sums).zip(of) {
-                *day = crate::figures::add(*day, count)?;
-                *sum = crate::figures::add(*sum, count)?;
+                *day = crate::figures::add_signed(*day, count)?;
+                *sum = crate::figures::add_signed(*sum, count)?;
             }
-            total.requests = crate::figures::add(total.requests, counts.requests)?;
-            tokens = crate::figures::add(tokens, row.tokens)?;
+            total.requests = crate::figures::add_signed(total.requests, counts.requests)?;
+            tokens = crate::figures::add_signed(tokens, row.tokens)?;
         }
         let label = start.with_timezone(&usage.time_zone).format("%-d").to_string();
-        drawn.push(Day { label, tokens: classes });
+        // A day from which more was taken away than it has is drawn as nothing; its figures say it.
+        drawn.push(Day { label, tokens: classes.map(|tokens| u64::try_from(tokens).unwrap_or_default()) });
     }
     let svg = chart::svg(&drawn).map_err(|error| Problem::internal(&error))?;
     Ok(PerDay { total, tokens, svg })
@@ -170,6 +171,13 @@ mod filters {
     #[askama::filter_fn]
     pub(super) fn thousands(number: &u64, _: &dyn askama::Values) -> askama::Result<String> {
         Ok(super::grouped(*number))
+    }
+
+    /// The same of a number that may be below zero.
+    #[askama::filter_fn]
+    pub(super) fn signed(number: &i64, _: &dyn askama::Values) -> askama::Result<String> {
+        let sign = if *number < 0 { "\u{2212}" } else { "" };
+        Ok(format!("{sign}{}", super::grouped(number.unsigned_abs())))
     }
 
     /// A time of the day before a person's eyes, UTC.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::figures::balance::PeriodShown;
 use crate::figures::costs::UnratedLine;
-use crate::figures::preview::{BillLine, UnratedQuantity};
+use crate::figures::preview::{BillAdjustment, BillLine, LateBill, UnratedQuantity};
 use crate::figures::requests::RequestTokens;
 
 fn at(hour: u32) -> DateTime<Utc> {
@@ -56,7 +56,7 @@ fn costs() -> Costs {
 
 fn bill() -> Bill {
     let (project, model) = ("default".parse().unwrap(), "llama".parse().unwrap());
-    let unrated = UnratedQuantity { project, model, class: TokenClass::Output, tokens: 5 };
+    let unrated = UnratedQuantity { project, model, class: TokenClass::Output, tokens: 5, late: false };
     let line = BillLine {
         project: "default".parse().unwrap(),
         model: "llama".parse().unwrap(),
@@ -65,17 +65,43 @@ fn bill() -> Bill {
         per_million: "0.25".into(),
         exact: "0.255".into(),
         amount: "0.26".into(),
+        late: true,
+    };
+    let correction = BillAdjustment {
+        id: "8b0f6b3e".into(),
+        reason: "counted <twice>".into(),
+        project: "default".parse().unwrap(),
+        model: "llama".parse().unwrap(),
+        class: TokenClass::Output,
+        slot: at(3),
+        tokens: -1_500,
+        per_million: Some("2".into()),
+        exact: "-0.003".into(),
+        amount: "0.00".into(),
+        late: false,
     };
     Bill {
         tenant: "acme".parse().unwrap(),
         period: period(),
         as_of: at(12),
         currency: "USD".parse().unwrap(),
+        late_from: at(2),
         lines: vec![line],
+        adjustments: vec![correction],
         unrated: vec![unrated],
         exact: "0.255".into(),
         rounding: "0.00".into(),
         total: "0.26".into(),
+        late_of_period_before: Some(LateBill {
+            period: PeriodShown { name: "2026-10".into(), ..period() },
+            late_from: at(1),
+            lines: vec![],
+            adjustments: vec![],
+            unrated: vec![],
+            exact: "1".into(),
+            rounding: "0.00".into(),
+            total: "1.00".into(),
+        }),
     }
 }
 
@@ -100,7 +126,7 @@ fn request(end_reason: &str, tokens: Option<RequestTokens>) -> RequestShown {
 }
 
 fn dashboard() -> Dashboard {
-    let total = Counts { input: 7, cached_input: 0, output: 0, reasoning: 0, requests: 1 };
+    let total = SignedCounts { input: 7, requests: 1, ..SignedCounts::default() };
     let tokens = RequestTokens { input: 1234, cached_input: 0, output: 9, reasoning: 0 };
     let svg = chart::svg(&[Day { label: "1".into(), tokens: [7, 0, 0, 0] }]).unwrap();
     Dashboard {
@@ -128,8 +154,11 @@ fn the_page_shows_every_figure_and_escapes_every_text() {
         "id=\"charged\" data-value=\"0.255\"",
         "1 sorts of usage have no price",
         "<svg",
-        "<td>cached input</td><td class=\"number\">1\u{202f}020\u{202f}000</td><td class=\"number\">0.25</td>",
+        "<td>cached input <span class=\"note\">late</span></td><td class=\"number\">1\u{202f}020\u{202f}000</td><td class=\"number\">0.25</td>",
         "no price: unrated",
+        "2026-10 came late: 1.00 USD",
+        "counted &#60;twice&#62;",
+        "<td class=\"number\">\u{2212}1\u{202f}500</td>",
         "id=\"total\" data-value=\"0.26\">0.26 USD",
         "&#60;chat&#62;",
         "gateway_lost",

@@ -7,7 +7,7 @@ use sql::{Grain, Keys, Span};
 use crate::problem::Problem;
 
 /// What can be grouped by, as clients write it.
-const KNOWN: &str = "tenant, project, key, model, version, endpoint, class, and one of hour, day, month";
+const KNOWN: &str = "tenant, project, key, model, version, endpoint, class, late, and one of hour, day, month";
 
 /// By what figures are told apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,6 +16,8 @@ pub(crate) struct Groups {
     pub(crate) names: Vec<String>,
     pub(crate) keys: Keys,
     pub(crate) class: bool,
+    /// Whether what came after its period could have been closed is told apart.
+    pub(crate) late: bool,
     pub(crate) grain: Option<Grain>,
 }
 
@@ -42,6 +44,7 @@ impl Groups {
             "version" => self.keys.version = true,
             "endpoint" => self.keys.endpoint = true,
             "class" => self.class = true,
+            "late" => self.late = true,
             "hour" => self.span(Grain::Hour)?,
             "day" => self.span(Grain::Day)?,
             "month" => self.span(Grain::Month)?,

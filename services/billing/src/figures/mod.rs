@@ -1,8 +1,10 @@
 //! The figures that people ask for. The API gives them as JSON, the console as a page: both from here.
 
+pub(crate) mod adjustments;
 pub(crate) mod balance;
 pub(crate) mod costs;
 pub(crate) mod groups;
+pub(crate) mod late;
 pub(crate) mod preview;
 pub(crate) mod range;
 pub(crate) mod requests;
@@ -40,8 +42,18 @@ pub(crate) fn minor(money: Money) -> String {
     amount.to_string()
 }
 
+/// A count beside corrections, which may be below zero.
+pub(crate) fn signed(count: u64) -> Result<i64, Problem> {
+    i64::try_from(count).map_err(|error| Problem::internal(&error))
+}
+
 /// Sums in the ledger's bounds: beyond them is a fault, never a wrong figure.
 pub(crate) fn add(sum: u64, more: u64) -> Result<u64, Problem> {
+    sum.checked_add(more).ok_or_else(|| Problem::internal(&"a sum of tokens overflowed"))
+}
+
+/// [`add`], where corrections may be below zero.
+pub(crate) fn add_signed(sum: i64, more: i64) -> Result<i64, Problem> {
     sum.checked_add(more).ok_or_else(|| Problem::internal(&"a sum of tokens overflowed"))
 }
 

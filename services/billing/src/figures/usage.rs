@@ -2,15 +2,17 @@
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
-use ledger::control::{Document, Kind};
+use ledger::control::{Deltas, Document, Kind};
 use ledger::ids::{ApiKeyId, ModelId, ModelVersion, ProjectId, TenantId};
 use ledger::tokens::{TokenClass, TokenCounts};
 use serde::{Deserialize, Serialize};
 use sql::{Scope, UsageLine, UsageQuery};
 use utoipa::{IntoParams, ToSchema};
 
+use super::adjustments::{self, AdjustmentRef};
 use super::groups::{Groups, Spans};
-use super::{range, start};
+use super::late::Late;
+use super::{range, signed, start};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::problem::Problem;
@@ -30,8 +32,8 @@ pub(crate) struct FiguresQuery {
     pub(crate) from: Option<String>,
     /// The first moment after it, likewise.
     pub(crate) to: Option<String>,
-    /// With commas: tenant, project, key, model, version, endpoint, class, and one of hour, day, month (in the tenant's time
-    /// zone). One sum without it.
+    /// With commas: tenant, project, key, model, version, endpoint, class, late (whether Kafka took it after its month could have
+    /// been closed), and one of hour, day, month (in the tenant's time zone). One sum without it.
     pub(crate) group_by: Option<String>,
 }
 
@@ -62,6 +64,9 @@ pub(crate) struct RowKeys {
     pub(crate) version: Option<ModelVersion>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) endpoint: Option<String>,
+    /// Whether it came, or was corrected, after its month could have been closed: by its log hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) late: Option<bool>,
     /// The token class.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -90,16 +95,53 @@ impl Counts {
     }
 }
 
+/// Counts by class, below zero where a correction takes away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub(crate) struct SignedCounts {
+    /// Prompt tokens that were computed.
+    pub(crate) input: i64,
+    /// Prompt tokens from the prefix cache.
+    pub(crate) cached_input: i64,
+    /// Generated tokens without reasoning.
+    pub(crate) output: i64,
+    /// Generated tokens of reasoning.
+    pub(crate) reasoning: i64,
+    /// Requests that used something. One that got nothing of an answer bills nothing and is not among them.
+    pub(crate) requests: i64,
+}
+
+impl SignedCounts {
+    /// What was metered.
+    fn of(tokens: &TokenCounts, requests: u64) -> Result<Self, Problem> {
+        Ok(Self {
+            input: signed(tokens.input)?,
+            cached_input: signed(tokens.cached_input)?,
+            output: signed(tokens.output)?,
+            reasoning: signed(tokens.reasoning)?,
+            requests: signed(requests)?,
+        })
+    }
+
+    /// What a correction changes.
+    pub(crate) const fn changed(deltas: &Deltas) -> Self {
+        let Deltas { input, cached_input, output, reasoning, requests } = *deltas;
+        Self { input, cached_input, output, reasoning, requests }
+    }
+}
+
 /// What was used of one choice of keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(crate) struct UsageRow {
     #[serde(flatten)]
     pub(crate) keys: RowKeys,
-    /// Tokens: of the class if rows are by class, of all classes if not.
-    pub(crate) tokens: u64,
+    /// Tokens: of the class if rows are by class, of all classes if not. Below zero only where a correction takes away.
+    pub(crate) tokens: i64,
     /// By class; absent where rows are by class.
     #[serde(flatten)]
-    pub(crate) counts: Option<Counts>,
+    pub(crate) counts: Option<SignedCounts>,
+    /// The correction that the row is; absent where it was metered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) adjustment: Option<AdjustmentRef>,
 }
 
 /// Usage in a time.
@@ -114,7 +156,8 @@ pub(crate) struct Usage {
     #[schema(value_type = String)]
     pub(crate) time_zone: Tz,
     pub(crate) group_by: Vec<String>,
-    /// Sorted by span, then by the keys. What used nothing has no row.
+    /// Sorted by span, then by the keys, then corrections, a row each. What used nothing has no row. All of it together is what is
+    /// billed.
     pub(crate) data: Vec<UsageRow>,
 }
 
@@ -126,7 +169,10 @@ pub(crate) async fn usage(app: &App, caller: &Caller, asked: &FiguresQuery) -> R
     let period = range::between(asked.from.as_deref(), asked.to.as_deref(), app.now(), time_zone)?;
     let spans = groups.spans(period, time_zone)?;
     let scope = Scope::new(tenant.clone(), period.from, period.to);
-    let query = UsageQuery { scope, keys: groups.keys, span: spans.as_ref().map(|spans| spans.span) };
+    let late = groups.late.then(|| Late::of(period, time_zone)).transpose()?;
+    let periods = late.as_ref().map(Late::periods).unwrap_or_default();
+    let span = spans.as_ref().map(|spans| spans.span);
+    let query = UsageQuery { scope, keys: groups.keys, span, late: periods };
     let lines = app.ask("usage", app.clickhouse.usage(&query)).await?;
     let mut data = Vec::new();
     for line in lines {
@@ -134,6 +180,21 @@ pub(crate) async fn usage(app: &App, caller: &Caller, asked: &FiguresQuery) -> R
         if data.len() > ROWS_MAX {
             return Err(Problem::too_many_rows(ROWS_MAX));
         }
+    }
+    let control = app.control()?;
+    for (id, made) in adjustments::within(&control.state, tenant.as_ref(), period) {
+        let keys = adjustments::keys(made, &groups, spans.as_ref(), late.as_ref())?;
+        for (class, tokens, counts) in adjustments::counts(made, groups.class)? {
+            let (keys, adjustment) = (RowKeys { class, ..keys.clone() }, Some(AdjustmentRef::of(id, made)));
+            data.push(UsageRow { keys, tokens, counts, adjustment });
+        }
+    }
+    if data.len() > ROWS_MAX {
+        return Err(Problem::too_many_rows(ROWS_MAX));
+    }
+    if spans.is_some() {
+        // A stable sort: what was metered stays as it came, before the corrections of its span.
+        data.sort_by(|a, b| (a.keys.from, &a.adjustment).cmp(&(b.keys.from, &b.adjustment)));
     }
     Ok(Usage { tenant, from: start(period.from)?, to: start(period.to)?, time_zone, group_by: groups.names, data })
 }
@@ -159,16 +220,19 @@ fn rows(line: UsageLine, by_class: bool, spans: Option<&Spans>, data: &mut Vec<U
         model: line.model,
         version: line.version,
         endpoint: line.endpoint,
+        late: line.late,
         class: None,
     };
     if !by_class {
-        let tokens = line.tokens.total().map_err(|error| Problem::internal(&error))?;
-        data.push(UsageRow { keys, tokens, counts: Some(Counts::of(&line.tokens, line.requests)) });
+        let tokens = signed(line.tokens.total().map_err(|error| Problem::internal(&error))?)?;
+        let counts = Some(SignedCounts::of(&line.tokens, line.requests)?);
+        data.push(UsageRow { keys, tokens, counts, adjustment: None });
         return Ok(());
     }
     for class in TokenClass::ALL.into_iter().filter(|class| line.tokens.of(*class) > 0) {
         let keys = RowKeys { class: Some(class), ..keys.clone() };
-        data.push(UsageRow { keys, tokens: line.tokens.of(class), counts: None });
+        let tokens = signed(line.tokens.of(class))?;
+        data.push(UsageRow { keys, tokens, counts: None, adjustment: None });
     }
     Ok(())
 }

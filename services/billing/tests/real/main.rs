@@ -1,6 +1,7 @@
 //! Billing as a role, beside a real Kafka and a real ClickHouse: what is written is in force, and every figure is the rows'.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+mod corrections;
 mod engine;
 mod rows;
 
@@ -162,6 +163,9 @@ async fn every_figure_is_that_of_the_rows_and_the_page_shows_what_the_api_gives(
     rows::insert(&clickhouse, &used).await;
     figures(&role).await;
     page(&role).await;
+    corrections::late_usage_is_told_apart(&role, &clickhouse).await;
+    corrections::corrections_are_lines_of_their_own(&role).await;
+    figures(&role).await;
 
     // Without ClickHouse figures are refused, control goes on, and all is said.
     engine.kill().await;

@@ -22,8 +22,13 @@ pub(crate) async fn insert(clickhouse: &ClickHouse, used: &[Used]) {
     let tokens: Vec<TokenRow> =
         (1..).zip(used).map(|(number, used)| tokens(number, used, Micros(now + number))).collect();
     let requests: Vec<RequestRow> = tokens.iter().map(request).collect();
-    write(clickhouse, tokens, now).await;
-    write(clickhouse, requests, now).await;
+    write(clickhouse, 0, tokens, now).await;
+    write(clickhouse, 0, requests, now).await;
+}
+
+/// Puts tokens that were used long ago into the other partition, as if they had come only now.
+pub(crate) async fn insert_late(clickhouse: &ClickHouse, used: &Used, occurred_at: Micros) {
+    write(clickhouse, 1, vec![tokens(900, used, occurred_at)], SystemClock.now()).await;
 }
 
 fn tokens(number: i64, used: &Used, occurred_at: Micros) -> TokenRow {
@@ -79,13 +84,13 @@ fn request(count: &TokenRow) -> RequestRow {
     }
 }
 
-async fn write<D: DataRow>(clickhouse: &ClickHouse, rows: Vec<D>, now: i64) {
+async fn write<D: DataRow>(clickhouse: &ClickHouse, partition: i32, rows: Vec<D>, now: i64) {
     let count = i64::try_from(rows.len()).unwrap();
     let log_time_ms = now / 1000;
     let folded = |(offset, event)| Folded { offset, log_time_ms, event };
     let state = SourceState { last_seq: u64::try_from(count).unwrap(), watermark: Micros(now), end: None };
     let chunk = ChunkRows {
-        partition: 0,
+        partition,
         first: 0,
         end: count,
         first_log_time_ms: log_time_ms,
@@ -96,6 +101,6 @@ async fn write<D: DataRow>(clickhouse: &ClickHouse, rows: Vec<D>, now: i64) {
         dead: Vec::new(),
         sources: BTreeMap::from([(SourceId(Uuid::from_u128(0x5000)), state)]),
     };
-    let deadline = clickhouse.position(Table::Tokens, 0).await.unwrap().now_ms + 60_000;
+    let deadline = clickhouse.position(Table::Tokens, partition).await.unwrap().now_ms + 60_000;
     clickhouse.insert_chunk(&chunk, 0, deadline).await.unwrap();
 }

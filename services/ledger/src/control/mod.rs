@@ -1,5 +1,6 @@
 //! The state that the control log adds up to: documents with revisions, and the one pure function that applies a write.
 
+mod adjustment;
 mod documents;
 
 use std::collections::BTreeMap;
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use adjustment::{AdjustmentError, Deltas, REASON_MAX, UsageAdjustment};
 pub use documents::{
     ApiKey, Canary, Limits, Model, Plan, Pool, Price, Replica, ReplicaKind, Scope, ServiceTier, Spool, Tenant,
     WhenPeriodUsed, WhenSpoolFull,
@@ -29,6 +31,7 @@ pub enum Document {
     Pool(Pool),
     Replica(Replica),
     Spool(Spool),
+    UsageAdjustment(UsageAdjustment),
 }
 
 /// What kind a document is of.
@@ -44,12 +47,22 @@ pub enum Kind {
     Replica,
     Spool,
     Pool,
+    UsageAdjustment,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Tenant, Self::ApiKey, Self::Plan, Self::Price, Self::Model, Self::Replica, Self::Spool, Self::Pool];
+    pub const ALL: [Self; 9] = [
+        Self::Tenant,
+        Self::ApiKey,
+        Self::Plan,
+        Self::Price,
+        Self::Model,
+        Self::Replica,
+        Self::Spool,
+        Self::Pool,
+        Self::UsageAdjustment,
+    ];
 
     /// The name in documents, keys of records and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -62,6 +75,7 @@ impl Kind {
             Self::Replica => "replica",
             Self::Spool => "spool",
             Self::Pool => "pool",
+            Self::UsageAdjustment => "usage_adjustment",
         }
     }
 
@@ -74,7 +88,11 @@ impl Kind {
 impl std::fmt::Display for Kind {
     /// As people write it: `API key`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Self::ApiKey { "API key" } else { self.as_str() })
+        f.write_str(match self {
+            Self::ApiKey => "API key",
+            Self::UsageAdjustment => "usage adjustment",
+            _ => self.as_str(),
+        })
     }
 }
 
@@ -90,6 +108,7 @@ impl Document {
             Self::Replica(_) => Kind::Replica,
             Self::Spool(_) => Kind::Spool,
             Self::Pool(_) => Kind::Pool,
+            Self::UsageAdjustment(_) => Kind::UsageAdjustment,
         }
     }
 }
@@ -124,8 +143,8 @@ pub enum Rejected {
     /// The id is none of this kind.
     #[error("the id is refused: {0}")]
     Id(#[from] SlugError),
-    /// The id of an API key or a spool is no UUID.
-    #[error("the id of an API key or a spool is a UUID, {0:?} is none")]
+    /// The id of an API key, a spool or a usage adjustment is no UUID.
+    #[error("the id of an API key, a spool or a usage adjustment is a UUID, {0:?} is none")]
     NoUuid(String),
     /// It names something that is not there.
     #[error("it names the {0} {1:?}, which is not there: write that first")]
@@ -146,6 +165,12 @@ pub enum Rejected {
     /// A weight of nothing would never be served.
     #[error("a weight is at least 1; leave it out for 1")]
     Weight,
+    /// A correction stays as it was made.
+    #[error("a usage adjustment is never changed and never deleted: make another one that reverses it")]
+    Final,
+    /// The correction cannot be kept.
+    #[error(transparent)]
+    Adjustment(#[from] AdjustmentError),
     /// The price is out of bounds.
     #[error(transparent)]
     Price(#[from] PriceError),
@@ -209,6 +234,15 @@ impl ControlState {
         self.documents.iter().filter_map(|((_, id), versioned)| Some((id.as_str(), versioned.document.as_ref()?)))
     }
 
+    /// All corrections of usage, with their ids, sorted by those.
+    pub fn adjustments(&self) -> impl Iterator<Item = (&str, &UsageAdjustment)> {
+        let from = (Kind::UsageAdjustment, String::new());
+        self.documents.range(from..).filter_map(|((_, id), versioned)| match &versioned.document {
+            Some(Document::UsageAdjustment(adjustment)) => Some((id.as_str(), adjustment)),
+            _ => None,
+        })
+    }
+
     /// Every document with its kind, id and revision, those deleted (absent) too: all that a state is, to be stored.
     pub fn entries(&self) -> impl Iterator<Item = (Kind, &str, u64, Option<&Document>)> {
         self.documents.iter().map(|((kind, id), v)| (*kind, id.as_str(), v.revision, v.document.as_ref()))
@@ -230,6 +264,9 @@ impl ControlState {
             return Err(Rejected::Conflict { expected: write.expected_revision, found });
         }
         match &write.document {
+            _ if write.kind == Kind::UsageAdjustment && (found > 0 || write.document.is_none()) => {
+                return Err(Rejected::Final);
+            }
             Some(document) => self.check_document(write, document)?,
             None => self.check_unused(write)?,
         }
@@ -276,6 +313,7 @@ impl ControlState {
             }
             Document::Model(model) => self.check_model(&write.id, model)?,
             Document::Plan(plan) if plan.weight == Some(0) => return Err(Rejected::Weight),
+            Document::UsageAdjustment(adjustment) => self.check_adjustment(adjustment)?,
             _ => {}
         }
         let mut claimed = Claim::of(&write.id, document).into_iter().filter_map(|claim| self.claims.get(&claim));
@@ -283,6 +321,16 @@ impl ControlState {
             return Err(Rejected::Taken(write.kind, id.clone()));
         }
         match references(document).into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
+            Some((kind, id)) => Err(Rejected::Missing(kind, id.to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    /// Tenant and model must be there now, and may go later: corrections hold nobody back.
+    fn check_adjustment(&self, adjustment: &UsageAdjustment) -> Result<(), Rejected> {
+        adjustment.check()?;
+        let named = [(Kind::Tenant, adjustment.tenant.as_str()), (Kind::Model, adjustment.model.as_str())];
+        match named.into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
             Some((kind, id)) => Err(Rejected::Missing(kind, id.to_owned())),
             None => Ok(()),
         }
@@ -313,7 +361,9 @@ impl ControlState {
 fn check_id(write: &Write) -> Result<(), Rejected> {
     let id = write.id.as_str();
     match write.kind {
-        Kind::ApiKey | Kind::Spool => id.parse::<ApiKeyId>().map(drop).map_err(|_| Rejected::NoUuid(id.to_owned())),
+        Kind::ApiKey | Kind::Spool | Kind::UsageAdjustment => {
+            id.parse::<ApiKeyId>().map(drop).map_err(|_| Rejected::NoUuid(id.to_owned()))
+        }
         // All slugs follow one rule.
         _ => ReplicaId::new(id).map(drop).map_err(Rejected::from),
     }
@@ -331,7 +381,7 @@ fn references(document: &Document) -> Vec<(Kind, &str)> {
         Document::Price(price) => vec![(Kind::Model, price.key.model.as_str())],
         Document::Model(model) => model.base.iter().map(|base| (Kind::Model, base.as_str())).collect(),
         // The plans that a pool or a model is kept for are not needed: a plan names both, and one of the two comes first.
-        Document::Pool(_) | Document::Spool(_) => vec![],
+        Document::Pool(_) | Document::Spool(_) | Document::UsageAdjustment(_) => vec![],
         Document::Replica(replica) => {
             let pool = replica.pool.iter().map(|pool| (Kind::Pool, pool.as_str()));
             pool.chain([(Kind::Model, replica.model.as_str())]).collect()
@@ -340,126 +390,4 @@ fn references(document: &Document) -> Vec<(Kind, &str)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn plan(limit: u64) -> Document {
-        Document::Plan(Plan { name: "Free".to_owned(), tokens_per_period: Some(limit), ..Plan::default() })
-    }
-
-    fn tenant() -> Document {
-        Document::Tenant(Tenant::new("Acme", "free".parse().unwrap(), "USD".parse().unwrap(), chrono_tz::UTC))
-    }
-
-    fn write(id: &str, expected_revision: u64, document: Document) -> Write {
-        Write { kind: document.kind(), id: id.into(), expected_revision, document: Some(document) }
-    }
-
-    #[test]
-    fn the_first_of_two_writers_wins() {
-        let mut state = ControlState::default();
-        assert_eq!(state.apply(&write("free", 0, plan(1))), Ok(1));
-        assert_eq!(state.apply(&write("free", 0, plan(2))), Err(Rejected::Conflict { expected: 0, found: 1 }));
-        assert_eq!(state.get(Kind::Plan, "free"), Some(&plan(1)));
-        assert_eq!(state.apply(&write("free", 1, plan(3))), Ok(2));
-    }
-
-    #[test]
-    fn what_is_named_is_there_and_stays() {
-        let mut state = ControlState::default();
-        assert_eq!(state.apply(&write("acme", 0, tenant())), Err(Rejected::Missing(Kind::Plan, "free".into())));
-        state.apply(&write("free", 0, plan(1))).unwrap();
-        state.apply(&write("acme", 0, tenant())).unwrap();
-        let mut delete = Write { kind: Kind::Plan, id: "free".into(), expected_revision: 1, document: None };
-        assert_eq!(state.apply(&delete), Err(Rejected::InUse(Kind::Tenant, "acme".into())));
-        let gone = Write { kind: Kind::Tenant, id: "acme".into(), expected_revision: 1, document: None };
-        assert_eq!(state.apply(&gone), Ok(2));
-        assert_eq!(state.apply(&delete), Ok(2));
-        delete.document = Some(plan(1));
-        assert_eq!(
-            state.apply(&delete),
-            Err(Rejected::Conflict { expected: 1, found: 2 }),
-            "an old write brings nothing back"
-        );
-    }
-
-    #[test]
-    fn prices_are_checked_before_they_are_kept() {
-        let mut state = ControlState::default();
-        let model = Document::Model(Model::new("v1".parse().unwrap(), "llama"));
-        state.apply(&write("llama", 0, model)).unwrap();
-        let key = PriceKey {
-            model: "llama".parse().unwrap(),
-            class: crate::tokens::TokenClass::Input,
-            currency: "USD".parse().unwrap(),
-        };
-        let price = |from, per_million: &str| {
-            let per_million = per_million.parse().unwrap();
-            write("p1", 0, Document::Price(Price { key: key.clone(), from: Micros(from), per_million }))
-        };
-        assert!(matches!(state.apply(&price(1, "1")), Err(Rejected::Time(_))));
-        assert!(matches!(state.apply(&price(0, "-1")), Err(Rejected::Price(_))));
-        state.apply(&price(0, "0.25")).unwrap();
-        let again = Write { id: "p2".into(), ..price(0, "0.5") };
-        assert_eq!(state.apply(&again), Err(Rejected::Taken(Kind::Price, "p1".into())), "which of the two would hold?");
-        let restored = ControlState::restore(
-            state.entries().map(|(kind, id, revision, document)| (kind, id.to_owned(), revision, document.cloned())),
-        );
-        assert_eq!(restored, state);
-        let later = Write { expected_revision: 1, ..price(crate::time::SLOT_MICROS, "0.25") };
-        state.apply(&later).unwrap();
-        assert_eq!(state.apply(&again), Ok(1), "the first one has moved away");
-        let price_in = |slot| state.price_book().unwrap().price(&key, Slot(slot)).map(|price| price.to_string());
-        assert_eq!([price_in(0), price_in(5)], [Some("0.5".into()), Some("0.25".into())]);
-    }
-
-    #[test]
-    fn a_name_means_one_model_and_adapters_have_a_base() {
-        let mut state = ControlState::default();
-        let model = |served: &str| Model::new("v1".parse().unwrap(), served);
-        let named = |id: &str, model: Model| write(id, 0, Document::Model(model));
-        let llama = Model { aliases: vec!["fast".parse().unwrap()], ..model("llama") };
-        state.apply(&named("llama", llama)).unwrap();
-        assert_eq!(state.apply(&named("fast", model("x"))), Err(Rejected::Taken(Kind::Model, "llama".into())));
-        let alias = Model { aliases: vec!["llama".parse().unwrap()], ..model("x") };
-        assert_eq!(state.apply(&named("other", alias)), Err(Rejected::Taken(Kind::Model, "llama".into())));
-        let adapter = |base: &str| Model { base: Some(base.parse().unwrap()), ..model("sql") };
-        state.apply(&named("sql", adapter("llama"))).unwrap();
-        assert_eq!(state.apply(&named("sql2", adapter("sql"))), Err(Rejected::Base("sql".parse().unwrap())));
-        assert_eq!(state.apply(&named("self", adapter("self"))), Err(Rejected::Base("self".parse().unwrap())));
-        assert_eq!(state.apply(&named("lost", adapter("none"))), Err(Rejected::Missing(Kind::Model, "none".into())));
-        let canary = |percent| Canary { version: "v2".parse().unwrap(), served_name: "x".into(), percent };
-        let many = Model { canaries: vec![canary(60), canary(41)], ..model("x") };
-        assert_eq!(state.apply(&named("many", many)), Err(Rejected::Canaries(101)));
-        let delete = Write { kind: Kind::Model, id: "llama".into(), expected_revision: 1, document: None };
-        assert_eq!(state.apply(&delete), Err(Rejected::InUse(Kind::Model, "sql".into())));
-    }
-
-    #[test]
-    fn a_key_shows_no_hash_and_has_a_uuid() {
-        let mut state = ControlState::default();
-        let (tenant, project) = ("acme".parse().unwrap(), "search".parse().unwrap());
-        let key = ApiKey::new(tenant, project, "5ec7e7".into());
-        assert!(!format!("{key:?}").contains("5ec7e7"));
-        assert_eq!(state.apply(&write("mine", 0, Document::ApiKey(key))), Err(Rejected::NoUuid("mine".into())));
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_rejected_changes_nothing(steps in prop::collection::vec((0u64..4, 0u64..9, any::<bool>()), 0..40)) {
-            let mut state = ControlState::default();
-            let mut taken = 0;
-            for (expected_revision, limit, delete) in steps {
-                let before = state.clone();
-                let document = (!delete).then(|| plan(limit));
-                match state.apply(&Write { kind: Kind::Plan, id: "free".into(), expected_revision, document }) {
-                    Ok(revision) => { taken += 1; prop_assert_eq!(revision, taken); }
-                    Err(_) => prop_assert_eq!(&state, &before),
-                }
-                let entries = state.entries().map(|(kind, id, revision, d)| (kind, id.to_owned(), revision, d.cloned()));
-                prop_assert_eq!(&ControlState::restore(entries), &state);
-            }
-        }
-    }
-}
+mod tests;

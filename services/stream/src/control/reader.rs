@@ -401,12 +401,14 @@ const fn code(rejected: &Rejected) -> &'static str {
         Rejected::Missing(..) => "missing",
         Rejected::InUse(..) => "in_use",
         Rejected::Taken(..) => "taken",
+        Rejected::Final => "final",
         Rejected::OtherKind(_)
         | Rejected::Id(_)
         | Rejected::NoUuid(_)
         | Rejected::Canaries(_)
         | Rejected::Base(_)
         | Rejected::Weight
+        | Rejected::Adjustment(_)
         | Rejected::Price(_)
         | Rejected::Time(_) => "invalid",
     }

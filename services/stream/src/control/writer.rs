@@ -137,6 +137,8 @@ const fn for_ever(rejected: &Rejected) -> bool {
         | Rejected::NoUuid(_)
         | Rejected::Canaries(_)
         | Rejected::Weight
+        | Rejected::Final
+        | Rejected::Adjustment(_)
         | Rejected::Price(_)
         | Rejected::Time(_) => true,
         Rejected::Missing(..) | Rejected::InUse(..) | Rejected::Taken(..) | Rejected::Base(_) => false,

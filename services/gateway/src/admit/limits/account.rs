@@ -57,10 +57,11 @@ impl Account {
         Some(period)
     }
 
-    /// Keeps a balance, if it is newer than what is known of its period. True if it was.
+    /// Keeps a balance, unless what is known of its period is newer. Of two at one offset the later told holds: a correction
+    /// changes a balance and no offset. True if it was kept.
     pub(crate) fn balance(&mut self, balance: Balance) -> bool {
         if let Some(known) = self.balances.iter_mut().find(|known| known.period == balance.period) {
-            let newer = balance.as_of > known.as_of;
+            let newer = balance.as_of >= known.as_of;
             if newer {
                 *known = balance;
             }
@@ -131,6 +132,8 @@ mod tests {
         assert_ne!(Some(period), Period::month_of(MARCH, chrono_tz::UTC).ok());
         assert!(account.balance(Balance { period, as_of: 5, tokens: 90 }));
         assert!(!account.balance(Balance { period, as_of: 4, tokens: 10 }));
+        assert!(account.balance(Balance { period, as_of: 5, tokens: 95 }), "corrected upwards");
+        assert!(account.balance(Balance { period, as_of: 5, tokens: 90 }), "and back");
         let before = Period { from: Slot(period.from.0 - 2976), to: period.from };
         assert!(account.balance(Balance { period: before, as_of: 9, tokens: 1_000 }));
         assert!(account.hold(&plan, Some(period), 0, 11).is_err());

@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use runtime::metrics::{self, IntCounter, IntCounterVec, IntGauge, Name};
 use runtime::{Clock, Metrics, Shutdown};
 use schemas::codec::{self, CodecError};
-use schemas::event::ControlChanged;
+use schemas::event::{ControlChanged, NotAWrite};
 use schemas::topic::CONTROL;
 use thiserror::Error;
 
@@ -122,6 +122,11 @@ pub struct ControlReader {
     last: Option<Chain>,
     /// Whether the record before the next one was found to be the last that was applied.
     verified: bool,
+    /// Whether the log has what only a newer build can read.
+    unread: bool,
+    /// The log is read once more up to this offset, where it must have this record: what an older build could not read is read
+    /// now. Until then the state of the snapshot is shown.
+    again: Option<(i64, Chain)>,
     shown: i64,
     shown_at: Instant,
     stored: i64,
@@ -160,9 +165,14 @@ impl ControlReader {
         };
         let stored = file.as_ref().and_then(load);
         let loaded = stored.is_some();
-        let (now, last) = stored.map(Stored::into_parts).unwrap_or_default();
+        let unread = stored.as_ref().is_some_and(|stored| stored.unread);
+        let (mut now, mut last) = stored.map(Stored::into_parts).unwrap_or_default();
         let (publisher, view) = ControlView::new(now.clone(), loaded);
         let (at, offset, fresh_at) = (Instant::now(), now.offset, now.fresh_at);
+        let again = last.filter(|_| unread).map(|hash| (offset, hash));
+        if again.is_some() {
+            (now, last) = (ControlSnapshot { fresh_at, ..ControlSnapshot::default() }, None);
+        }
         let reader = Self {
             settings: settings.clone(),
             clock,
@@ -171,9 +181,12 @@ impl ControlReader {
             now,
             last,
             verified: false,
-            shown: offset,
+            unread: false,
+            again,
+            // What is read once more is shown as soon as it is as far.
+            shown: if again.is_some() { offset - 1 } else { offset },
             shown_at: at,
-            stored: offset,
+            stored: if again.is_some() { -1 } else { offset },
             stored_at: at,
             stored_fresh_at: fresh_at,
             told: Vec::new(),
@@ -262,7 +275,8 @@ impl ControlReader {
     /// Where to begin: with the last record that was applied, to see that it is still the same.
     fn place(&mut self, bounds: &std::ops::Range<i64>) -> Result<i64, ControlError> {
         let from = if self.last.is_some() { self.now.offset - 1 } else { self.now.offset };
-        if from < bounds.start || self.now.offset > bounds.end {
+        let reached = self.again.map_or(self.now.offset, |(until, _)| until);
+        if from < bounds.start || reached > bounds.end {
             return Err(self.truncated(bounds));
         }
         self.verified = self.last.is_none();
@@ -304,6 +318,11 @@ impl ControlReader {
         if offset != self.now.offset {
             return Err(ControlError::Hole { offset: self.now.offset, found: offset });
         }
+        if let Some((_, known)) = self.again.take_if(|(until, _)| *until == offset + 1)
+            && known != hash
+        {
+            return Err(ControlError::OtherLog { offset, snapshot: self.file_name() });
+        }
         self.apply(offset, message.payload());
         self.now.offset = offset + 1;
         self.last = Some(hash);
@@ -314,12 +333,19 @@ impl ControlReader {
     fn apply(&mut self, offset: i64, value: Option<&[u8]>) {
         let record: ControlChanged = match codec::decode(value.unwrap_or_default()) {
             Ok(record) => record,
-            Err(error @ CodecError::NewerSchema { .. }) => return self.refused(offset, "newer_schema", &error),
+            Err(error @ CodecError::NewerSchema { .. }) => {
+                self.unread = true;
+                return self.refused(offset, "newer_schema", &error);
+            }
             Err(error) => return self.refused(offset, "undecodable", &error),
         };
         let write = match record.to_write() {
             Ok(write) => write,
-            Err(error) => return self.refused(offset, "malformed", &error),
+            Err(error) => {
+                // A kind or a field that a newer build knows, perhaps.
+                self.unread |= matches!(error, NotAWrite::Kind(_) | NotAWrite::Document(..));
+                return self.refused(offset, "malformed", &error);
+            }
         };
         let applied = self.now.state.apply(&write);
         if let Err(rejected) = &applied {
@@ -357,12 +383,12 @@ impl ControlReader {
     /// memory is not touched by it.
     fn store(&mut self) {
         self.stored_at = Instant::now();
-        let Some(file) = &self.file else { return };
+        let Some(file) = self.file.as_ref().filter(|_| self.again.is_none()) else { return };
         let aged = self.now.fresh_at.saturating_sub(self.stored_fresh_at) >= STORE_AGE;
         if self.now.offset == self.stored && !aged {
             return;
         }
-        match file.store(&Stored::of(&self.now, self.last)) {
+        match file.store(&Stored::of(&self.now, self.last, self.unread)) {
             Ok(()) => (self.stored, self.stored_fresh_at) = (self.now.offset, self.now.fresh_at),
             Err(error) => {
                 tracing::error!(file = %file.path().display(), %error, "the snapshot of the control log cannot be stored: a restart without Kafka would go back to the one before");

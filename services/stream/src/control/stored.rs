@@ -15,6 +15,9 @@ pub(super) struct Stored {
     offset: i64,
     last: Option<[u8; 32]>,
     fresh_at: i64,
+    /// Whether the log has records before the offset that only a newer build can read: the state lacks what they say.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) unread: bool,
     entries: Vec<Entry>,
 }
 
@@ -27,7 +30,7 @@ struct Entry {
 }
 
 impl Stored {
-    pub(super) fn of(snapshot: &ControlSnapshot, last: Option<Chain>) -> Self {
+    pub(super) fn of(snapshot: &ControlSnapshot, last: Option<Chain>, unread: bool) -> Self {
         let entry = |(kind, id, revision, document): (Kind, &str, u64, Option<&Document>)| Entry {
             kind,
             id: id.to_owned(),
@@ -35,7 +38,8 @@ impl Stored {
             document: document.cloned(),
         };
         let entries = snapshot.state.entries().map(entry).collect();
-        Self { offset: snapshot.offset, last: last.map(|hash| hash.0), fresh_at: snapshot.fresh_at, entries }
+        let last = last.map(|hash| hash.0);
+        Self { offset: snapshot.offset, last, fresh_at: snapshot.fresh_at, unread, entries }
     }
 
     /// The state, and the hash of the last record in it.

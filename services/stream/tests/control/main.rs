@@ -15,8 +15,10 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use runtime::metrics::Name;
 use runtime::{Metrics, Shutdown, SystemClock, Tasks};
 use schemas::codec;
-use schemas::event::{BalanceUpdated, ModelUsage};
+use schemas::event::{BalanceUpdated, ControlChanged, ModelUsage};
 use schemas::topic;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
 use stream::balances::{BalancesReader, BalancesView};
 use stream::control::{ControlError, ControlReader, ControlView, ControlWriter, WriteError, Written};
 use stream::kafka::KafkaSettings;
@@ -285,4 +287,64 @@ async fn the_newest_balance_holds_whatever_comes_last() {
     assert!(!view.caught_up());
     tasks.shutdown().trigger();
     tasks.run().await.unwrap();
+}
+
+/// A snapshot's content as JSON.
+fn content(snapshot: &Path) -> Value {
+    let bytes = std::fs::read(snapshot).unwrap();
+    let end = bytes.iter().position(|&byte| byte == b'\n').unwrap();
+    serde_json::from_slice(&bytes[end + 1..]).unwrap()
+}
+
+/// An old process skips what a newer one wrote, and goes on. The newer process that comes after it must not.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_older_build_could_not_read_is_read_again_by_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let kafka = KafkaChild::start(&broker(&folder.path().join("kafka"))).await.unwrap();
+    let settings = settings(&kafka);
+    topics::ensure(&settings).await.unwrap();
+    let snapshot = folder.path().join("control");
+    let old = Process::start(&settings, Some(snapshot.clone()));
+    soon(old.view.wait_caught_up()).await;
+    old.writer.write(model("v1", "llama", 0), "a person").await.unwrap();
+    let change = ControlChanged {
+        write_id: uuid::Uuid::from_u128(1),
+        written_at: Micros(1),
+        actor: "a newer Tollgate".into(),
+        kind: "coupon".into(),
+        id: "spring".into(),
+        expected_revision: 0,
+        document: Some("{}".into()),
+    };
+    let producer: FutureProducer = settings.client("test").create().unwrap();
+    let value = codec::encode(&change).unwrap();
+    producer.send(FutureRecord::<(), _>::to(topic::CONTROL).partition(0).payload(&value), SOON).await.unwrap();
+    let last = old.writer.write(model("v1", "mistral", 0), "a person").await.unwrap();
+    let whole = old.view.load().state.clone();
+    old.stop().await;
+
+    let mut stored = content(&snapshot);
+    assert_eq!(stored["unread"], true, "{stored}");
+    // As if the first record had been the one that the old build could not read.
+    stored["entries"].as_array_mut().unwrap().retain(|entry| entry["id"] != "llama");
+    let body = serde_json::to_vec(&stored).unwrap();
+    let hash: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(&snapshot, [format!("tollgate-control 1 {hash}\n").as_bytes(), &body].concat()).unwrap();
+
+    let new = Process::start(&settings, Some(snapshot.clone()));
+    assert_eq!(new.view.load().offset, last.offset + 1, "what was known serves at once");
+    until("the log is read once more", || new.view.load().state == whole).await;
+    new.stop().await;
+    let kept = content(&snapshot);
+    assert_eq!((&kept["offset"], kept["entries"].as_array().unwrap().len()), (&Value::from(last.offset + 1), 2));
+
+    // Another log in its place is seen all the same.
+    let mut other = content(&snapshot);
+    other["last"][0] = Value::from(other["last"][0].as_u64().unwrap() ^ 1);
+    let body = serde_json::to_vec(&other).unwrap();
+    let hash: String = Sha256::digest(&body).iter().map(|byte| format!("{byte:02x}")).collect();
+    std::fs::write(&snapshot, [format!("tollgate-control 1 {hash}\n").as_bytes(), &body].concat()).unwrap();
+    let (reader, _) = ControlReader::open(&settings, Some(snapshot), Arc::new(SystemClock)).unwrap();
+    let ended = soon(reader.run(Shutdown::new())).await;
+    assert!(matches!(ended, Err(ControlError::OtherLog { .. })), "{ended:?}");
 }

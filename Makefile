@@ -1,6 +1,6 @@
 # The commands of this repository. `make test` brings what it needs itself, or says what to install.
 .DEFAULT_GOAL := help
-.PHONY: help setup dev test lint bench bench-gateway bench-fold check-alerts fuzz test-vllm simulate
+.PHONY: help setup dev test lint bench bench-gateway bench-fold check-alerts fuzz test-vllm test-faults simulate
 
 CARGO ?= cargo
 
@@ -8,6 +8,7 @@ help:
 	@echo 'make dev     builds and starts everything on this machine (Ctrl-C stops it, the data stays in .tollgate)'
 	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
 	@echo 'make test-vllm   drives the real vLLM behind the gateway (fetches its CPU build: 6 GB)'
+	@echo 'make test-faults  kills, stops, restores and doubles every part at random, a thousand times (hours)'
 	@echo 'make simulate   searches the protocol for an order of faults that breaks it (minutes)'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
 	@echo 'make check-alerts   checks the rules for Prometheus, with promtool'
@@ -45,6 +46,11 @@ test-vllm: setup
 	@deploy/local/vllm.sh
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --package promises --test vllm -- --nocapture $(ARGS)
+
+# A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
+test-faults: setup
+	$(CARGO) build --locked --package tollgate
+	$(CARGO) test --locked --package promises --test rig -- --nocapture --test-threads 1 whatever_dies with_a_window $(ARGS)
 
 # The protocol, for ten minutes: SIMULATE_SECONDS=60 make simulate. A seed again: SIMULATE_ONE=everything:1234 make simulate
 simulate:

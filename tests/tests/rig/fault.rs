@@ -1,0 +1,104 @@
+//! The faults that can be drawn.
+
+use promises::traffic::Dice;
+
+/// See `World::suffer` for what each does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// kill -9 of the gateway, with requests open.
+    Gateway,
+    /// Killed while it recovers, and while it recovers from that.
+    GatewayAgainAndAgain,
+    /// SIGSTOP, and SIGCONT a while later.
+    GatewaySleeps,
+    /// SIGTERM: drains, and starts again.
+    GatewayStops,
+    /// A clean stop while the broker is away.
+    GatewayStopsWithoutBroker,
+    /// Another gateway joins, or the one that joined is killed and its spool taken up again later.
+    OtherGateway,
+    /// kill -9 of a fold.
+    Fold,
+    /// A fold sleeps for a moment, or beyond its session, and does not know it.
+    FoldSleeps,
+    /// Another fold of the group joins, or one dies for good.
+    FoldsJoinAndLeave,
+    /// A fold that works on all partitions, whoever else does, comes or goes.
+    FoldTwice,
+    /// kill -9 of the broker; it comes back at once.
+    Broker,
+    /// The broker is away while clients go on.
+    BrokerAway,
+    /// kill -9 of ClickHouse; it comes back at once.
+    ClickHouse,
+    /// ClickHouse is away while clients go on.
+    ClickHouseAway,
+    /// Everything that ClickHouse held is lost.
+    ClickHouseLosesItsDisk,
+    /// ClickHouse comes back with what it held some faults ago.
+    ClickHouseRestored,
+    /// One table is dropped beneath the fold.
+    TableDropped,
+    /// Billing dies.
+    Billing,
+}
+
+/// All of them, the common ones more often.
+const ALL: [(Fault, u64); 18] = [
+    (Fault::Gateway, 4),
+    (Fault::GatewayAgainAndAgain, 1),
+    (Fault::GatewaySleeps, 2),
+    (Fault::GatewayStops, 2),
+    (Fault::GatewayStopsWithoutBroker, 1),
+    (Fault::OtherGateway, 2),
+    (Fault::Fold, 4),
+    (Fault::FoldSleeps, 3),
+    (Fault::FoldsJoinAndLeave, 3),
+    (Fault::FoldTwice, 2),
+    (Fault::Broker, 2),
+    (Fault::BrokerAway, 1),
+    (Fault::ClickHouse, 4),
+    (Fault::ClickHouseAway, 1),
+    (Fault::ClickHouseLosesItsDisk, 1),
+    (Fault::ClickHouseRestored, 2),
+    (Fault::TableDropped, 1),
+    (Fault::Billing, 1),
+];
+
+impl Fault {
+    /// The next one of a seed.
+    pub(crate) fn draw(dice: &mut Dice) -> Self {
+        let mut at = dice.below(ALL.iter().map(|(_, weight)| weight).sum());
+        for (fault, weight) in ALL {
+            if at < weight {
+                return fault;
+            }
+            at -= weight;
+        }
+        Self::Gateway
+    }
+
+    /// As the summary calls it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway killed",
+            Self::GatewayAgainAndAgain => "gateway killed while it recovers",
+            Self::GatewaySleeps => "gateway stopped and woken",
+            Self::GatewayStops => "gateway drained and started",
+            Self::GatewayStopsWithoutBroker => "gateway drained without a broker",
+            Self::OtherGateway => "gateway joins, or is killed for a while",
+            Self::Fold => "fold killed",
+            Self::FoldSleeps => "fold stopped and woken",
+            Self::FoldsJoinAndLeave => "fold joins the group, or dies",
+            Self::FoldTwice => "a second owner of everything comes, or goes",
+            Self::Broker => "broker killed",
+            Self::BrokerAway => "broker away",
+            Self::ClickHouse => "ClickHouse killed",
+            Self::ClickHouseAway => "ClickHouse away",
+            Self::ClickHouseLosesItsDisk => "ClickHouse lost its disk",
+            Self::ClickHouseRestored => "ClickHouse restored from a backup",
+            Self::TableDropped => "a table dropped",
+            Self::Billing => "billing killed",
+        }
+    }
+}

@@ -47,10 +47,10 @@ test-vllm: setup
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --package promises --test vllm -- --nocapture $(ARGS)
 
-# A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
+# Some two hours. A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
 test-faults: setup
 	$(CARGO) build --locked --package tollgate
-	$(CARGO) test --locked --package promises --test rig -- --nocapture --test-threads 1 whatever_dies with_a_window $(ARGS)
+	FAULTS=$${FAULTS:-1000} $(CARGO) test --locked --package promises --test rig -- --nocapture --test-threads 1 $(ARGS)
 
 # The protocol, for ten minutes: SIMULATE_SECONDS=60 make simulate. A seed again: SIMULATE_ONE=everything:1234 make simulate
 simulate:

@@ -8,6 +8,7 @@
 
 pub mod client;
 pub mod figures;
+pub mod oracle;
 pub mod process;
 pub mod redis;
 pub mod shop;

@@ -7,7 +7,7 @@ use promises::tenants::{TENANTS, shop};
 use promises::traffic::{plan, run};
 use serde_json::Value;
 
-use crate::adds_up::admitted;
+use promises::oracle::admitted;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_says_what_a_tenant_used_and_which_row_is_not_as_the_log_says() {

@@ -8,7 +8,7 @@ use promises::system::{ADMIN, Role, System};
 use promises::traffic::{Planned, Seen, plan, run};
 use promises::wait::until;
 
-use crate::adds_up::{admitted, check_figures, check_money, check_requests};
+use promises::oracle::{admitted, check_figures, check_money, check_requests};
 use promises::tenants::{TENANTS, new_key, shop, usable};
 
 /// What happens while a wave of requests is on its way.

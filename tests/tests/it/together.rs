@@ -14,7 +14,7 @@ use promises::tenants::{TENANTS, models, price_list, tenant, usable_at};
 use promises::wait::until;
 use serde_json::{Value, json};
 
-use crate::adds_up::{check_figures, check_money, check_requests};
+use promises::oracle::{check_figures, check_money, check_requests};
 
 const BOTH: [Role; 2] = [Role::Gateway, Role::SecondGateway];
 const SOON: Duration = Duration::from_secs(60);

@@ -9,8 +9,8 @@ use promises::tenants::{shop, usable_at};
 use promises::traffic::{Dice, Seen, plan, run};
 use promises::wait::until;
 
-use crate::adds_up::{admitted, check_figures, check_money, check_requests};
 use crate::fault::Fault;
+use promises::oracle::{admitted, check_figures, check_money, check_requests};
 
 /// Requests that are sent while a fault strikes.
 const WAVE: usize = 24;

@@ -118,6 +118,8 @@ impl<E: FoldEvent> Driver<E> {
 
     /// Another's cut won: what it covers is dropped here.
     fn foreign(&mut self, proof: &Proof, now_ms: u64) -> Event<E::Row> {
+        // A line that another one always outruns has nothing of its own that would end its failures.
+        self.failures = 0;
         if proof.position < self.tip.position || self.blocked.is_some() {
             self.begin(proof, now_ms);
         } else {
@@ -209,5 +211,38 @@ impl<E: FoldEvent> Driver<E> {
         self.seek = Some(proof.position);
         self.phase = Phase::Read;
         Event::Proven(proof.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use schemas::event::TokensCounted;
+    use sql::OutcomeCounts;
+
+    use super::*;
+    use crate::driver::IDLE_MS;
+    use crate::settings::Settings;
+
+    #[test]
+    fn a_line_that_another_one_always_outruns_does_not_fail_for_ever() {
+        let mut driver = Driver::<TokensCounted>::new(0, Settings::default().cuts(1));
+        let proof = |position| Proof {
+            position,
+            log_time_ms: 0,
+            chain: [0; 32],
+            sources: BTreeMap::new(),
+            counts: OutcomeCounts::default(),
+            now_ms: 0,
+        };
+        let mut now_ms = 0;
+        let made = Err(StoreError::Unavailable("the tables were missing and have been made".into()));
+        for (answer, fails) in [(made, true), (Ok(proof(0)), true), (Ok(proof(7)), false)] {
+            assert!(driver.next(now_ms).is_some());
+            driver.on(Answer::Proof(answer), now_ms);
+            assert_eq!(driver.has_failed(), fails);
+            now_ms += IDLE_MS;
+        }
     }
 }

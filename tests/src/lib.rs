@@ -6,6 +6,7 @@
     reason = "a test stops at what it did not expect; its tools are part of it"
 )]
 
+pub mod arguments;
 pub mod client;
 pub mod figures;
 pub mod oracle;

@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use log::{Log, fill};
+use promises::arguments::Arguments;
 use promises::figures::select;
 use promises::process::{cpu_seconds, peak_memory_kib};
 use promises::system::{Role, System, root};
@@ -42,20 +43,14 @@ struct Options {
 
 impl Options {
     fn read() -> Self {
-        let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-        let of = |name: &str| {
-            let at = arguments.iter().position(|argument| argument == name)?;
-            Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} needs a value")).as_str())
-        };
-        let list =
-            |name: &str, default: &str| of(name).unwrap_or(default).split(',').map(str::to_owned).collect::<Vec<_>>();
+        let arguments = Arguments::read();
         Self {
-            phases: list("--phases", "speed,tenants,fresh"),
-            partitions: list("--partitions", "1,2,3,4").iter().map(|n| n.parse().unwrap()).collect(),
-            tenants: list("--tenants", "10,100000").iter().map(|n| n.parse().unwrap()).collect(),
-            events: of("--events").map_or(1_000_000, |n| n.parse().unwrap()),
-            rate: of("--rate").map_or(20_000, |n| n.parse().unwrap()),
-            seconds: of("--seconds").map_or(20, |n| n.parse().unwrap()),
+            phases: arguments.list("--phases", "speed,tenants,fresh"),
+            partitions: arguments.list("--partitions", "1,2,3,4").iter().map(|n| n.parse().unwrap()).collect(),
+            tenants: arguments.list("--tenants", "10,100000").iter().map(|n| n.parse().unwrap()).collect(),
+            events: arguments.number("--events", 1_000_000),
+            rate: arguments.number("--rate", 20_000),
+            seconds: arguments.number("--seconds", 20),
         }
     }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use contender::Contender;
 use load::Kind;
+use promises::arguments::Arguments;
 use promises::process::{cpu_seconds, memory_kib, raise_open_files};
 use promises::shop;
 use promises::system::{Role, System};
@@ -48,22 +49,16 @@ struct Options {
 
 impl Options {
     fn read() -> Self {
-        let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
-        let of = |name: &str| {
-            let at = arguments.iter().position(|argument| argument == name)?;
-            Some(arguments.get(at + 1).unwrap_or_else(|| panic!("{name} needs a value")).as_str())
-        };
-        let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-        let only = of("--only").map(list);
+        let arguments = Arguments::read();
+        let only = arguments.of("--only").map(|_| arguments.list("--only", ""));
         let wanted = |name: &&str| only.as_ref().is_none_or(|only| only.iter().any(|one| one == name));
         Self {
             only: contender::ALL.into_iter().filter(|name| *name == "direct" || wanted(name)).collect(),
-            rounds: of("--rounds").map_or(5, |text| text.parse().unwrap()),
-            time: Duration::from_secs_f64(of("--seconds").map_or(2.0, |text| text.parse().unwrap())),
-            at_once: of("--at-once")
-                .map_or(vec![1, 16, 64], |text| list(text).iter().map(|n| n.parse().unwrap()).collect()),
-            phases: of("--phases").map_or(list("plain,stream,paced,idle"), list),
-            streams: of("--streams").map_or(10_000, |text| text.parse().unwrap()),
+            rounds: arguments.number("--rounds", 5),
+            time: Duration::from_secs_f64(arguments.number("--seconds", 2.0)),
+            at_once: arguments.list("--at-once", "1,16,64").iter().map(|n| n.parse().unwrap()).collect(),
+            phases: arguments.list("--phases", "plain,stream,paced,idle"),
+            streams: arguments.number("--streams", 10_000),
         }
     }
 

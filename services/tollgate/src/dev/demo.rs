@@ -89,7 +89,7 @@ fn name(kind: Kind, id: &str) -> String {
 enum Step {
     /// It is as it should be, at this revision.
     Keep(u64),
-    Write(Write),
+    Write(Box<Write>),
     /// A person changed or deleted it.
     Leave,
 }
@@ -104,7 +104,7 @@ fn step(state: &ControlState, written: &Written, (id, document): &Wanted) -> Ste
         return Step::Leave;
     }
     let document = Some(document.clone());
-    Step::Write(Write { kind, id: id.clone(), expected_revision: revision, document })
+    Step::Write(Box::new(Write { kind, id: id.clone(), expected_revision: revision, document }))
 }
 
 /// Writes what is missing or out of date, and remembers in `file` what was written. Returns what a person changed, as
@@ -125,7 +125,7 @@ pub(crate) async fn bootstrap(
         let revision = match step(&state(), &written, document) {
             Step::Keep(revision) => Some(revision),
             Step::Leave => None,
-            Step::Write(write) => match writer.write(write, ACTOR).await {
+            Step::Write(write) => match writer.write(*write, ACTOR).await {
                 Ok(done) => Some(done.revision),
                 // It stands against something that a person wrote.
                 Err(WriteError::Rejected(Rejected::Conflict { .. } | Rejected::Missing(..) | Rejected::Taken(..))) => {

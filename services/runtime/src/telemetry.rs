@@ -73,7 +73,9 @@ pub fn init(settings: &Settings) -> Result<(), Error> {
         Format::Human => false,
         Format::Auto => !terminal,
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A line that cannot be written is lost: to complain of it on the same stream panics, and a full disk of logs ends nobody.
+    let lines =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     if json {
         lines.json().flatten_event(true).with_current_span(false).try_init().map_err(Error::Twice)?;
     } else {
@@ -97,5 +99,21 @@ mod tests {
         let settings = Settings { filter: "gateway=loud".into(), ..Settings::default() };
         assert!(settings.validate().first().is_some_and(|e| e.contains("RUST_LOG")), "{:?}", settings.validate());
         assert_eq!(Settings::default().validate(), Vec::<String>::new());
+    }
+    #[test]
+    #[ignore = "a process of the test below"]
+    fn says_a_line() {
+        init(&Settings::default()).unwrap();
+        tracing::error!("a line");
+    }
+
+    #[test]
+    fn a_full_disk_of_logs_ends_nobody() {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--ignored", "--exact", "telemetry::tests::says_a_line"]).stderr(full);
+        let done = child.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && said.contains("1 passed"), "{}: {said}", done.status);
     }
 }

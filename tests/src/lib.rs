@@ -9,6 +9,7 @@
 pub mod arguments;
 pub mod client;
 pub mod figures;
+pub mod network;
 pub mod oracle;
 pub mod process;
 pub mod redis;

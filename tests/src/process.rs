@@ -1,4 +1,4 @@
-//! What a process and its children use: time of the processor, and memory.
+//! What a process and its children use (time of the processor, memory), and what is taken from it.
 
 use std::path::PathBuf;
 
@@ -53,4 +53,27 @@ pub fn raise_open_files() -> u64 {
         }
     }
     limit.rlim_cur
+}
+
+/// SIGSTOP, SIGCONT and their like, to a process that was started here.
+pub fn signal(pid: u32, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(pid).expect("a pid");
+    // SAFETY: kill takes no pointers.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{pid} takes no signal {signal}");
+}
+
+/// A write beyond a limit of size shall fail, as it does on a full disk, and not kill: so it is for all processes that are
+/// started from now on.
+pub fn writes_fail_beyond_limits() {
+    // SAFETY: no handler is given.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// No file that a process writes grows beyond so many bytes: a write is short, and the next one fails. `None`: all it likes.
+pub fn limit_files(pid: u32, bytes: Option<u64>) {
+    let limit = libc::rlimit { rlim_cur: bytes.unwrap_or(libc::RLIM_INFINITY), rlim_max: libc::RLIM_INFINITY };
+    let pid = libc::pid_t::try_from(pid).expect("a pid");
+    // SAFETY: the limit outlives the call, and the old one is not asked for.
+    let done = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(done, 0, "no limit for {pid}: {}", std::io::Error::last_os_error());
 }

@@ -127,9 +127,15 @@ pub const MODELS: [&str; 2] = ["llama-3.1-8b", "mistral-7b"];
 impl System {
     /// Kafka, ClickHouse and the simulators run; no role yet.
     pub async fn parts(pace_us: u64) -> Self {
+        Self::parts_with(pace_us, |_| {}).await
+    }
+
+    /// The same, with other settings of the broker.
+    pub async fn parts_with(pace_us: u64, adjust: impl FnOnce(&mut KafkaSettings)) -> Self {
         let dir = tempfile::Builder::new().prefix("tollgate-").tempdir().expect("a folder");
         let tools = tools();
-        let kafka_settings = KafkaSettings::new(dir.path().join("kafka"), &tools, free_port());
+        let mut kafka_settings = KafkaSettings::new(dir.path().join("kafka"), &tools, free_port());
+        adjust(&mut kafka_settings);
         let clickhouse_settings =
             ClickHouseSettings::new(dir.path().join("clickhouse"), library_in(&tools), free_port());
         let mut simulators = BTreeMap::new();
@@ -347,9 +353,7 @@ impl System {
     }
 
     fn signal(&self, role: Role, signal: libc::c_int) {
-        let pid = libc::pid_t::try_from(self.pid(role)).expect("a pid");
-        // SAFETY: kill takes no pointers, and the child is ours and not yet waited for.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "{} takes no signal", role.name());
+        crate::process::signal(self.pid(role), signal);
     }
 
     /// Starts the broker again on what it kept.
@@ -409,6 +413,21 @@ impl System {
     /// The pid of a role.
     pub fn pid(&self, role: Role) -> u32 {
         self.roles[&role].id()
+    }
+
+    /// The pid of the broker.
+    pub fn kafka_pid(&self) -> u32 {
+        self.kafka.as_ref().expect("Kafka runs").pid()
+    }
+
+    /// The pid of ClickHouse.
+    pub fn clickhouse_pid(&self) -> u32 {
+        self.clickhouse.as_ref().expect("ClickHouse runs").pid()
+    }
+
+    /// Where ClickHouse listens.
+    pub const fn clickhouse_address(&self) -> std::net::SocketAddr {
+        self.clickhouse_settings.listen
     }
 
     /// Whether a role has not ended.

@@ -321,8 +321,9 @@ impl Seen {
     }
 
     /// True if it was refused before anything was sent to a replica.
-    pub const fn is_refused(&self) -> bool {
+    pub fn is_refused(&self) -> bool {
         matches!(self.plan.shape, Shape::UnknownModel | Shape::BadJson | Shape::BadKey)
+            || self.code.as_deref() == Some("spool_full")
     }
 }
 

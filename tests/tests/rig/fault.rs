@@ -41,10 +41,20 @@ pub(crate) enum Fault {
     TableDropped,
     /// Billing dies.
     Billing,
+    /// The gateway's files do not grow: its disk is full in the middle of a record, and has room again later.
+    SpoolFull,
+    /// The broker does nothing for a while, and does not know it.
+    BrokerSleeps,
+    /// ClickHouse does nothing for a while, and goes on with what it was asked then.
+    ClickHouseSleeps,
+    /// The network to the broker is cut, stalls, or loses answers.
+    BrokerUnreachable,
+    /// The network to ClickHouse is cut, stalls, or loses answers.
+    ClickHouseUnreachable,
 }
 
 /// All of them, the common ones more often.
-const ALL: [(Fault, u64); 18] = [
+const ALL: [(Fault, u64); 23] = [
     (Fault::Gateway, 4),
     (Fault::GatewayAgainAndAgain, 1),
     (Fault::GatewaySleeps, 2),
@@ -63,13 +73,21 @@ const ALL: [(Fault, u64); 18] = [
     (Fault::ClickHouseRestored, 2),
     (Fault::TableDropped, 1),
     (Fault::Billing, 1),
+    (Fault::SpoolFull, 3),
+    (Fault::BrokerSleeps, 2),
+    (Fault::ClickHouseSleeps, 2),
+    (Fault::BrokerUnreachable, 3),
+    (Fault::ClickHouseUnreachable, 3),
 ];
 
 impl Fault {
-    /// The next one of a seed.
-    pub(crate) fn draw(dice: &mut Dice) -> Self {
-        let mut at = dice.below(ALL.iter().map(|(_, weight)| weight).sum());
-        for (fault, weight) in ALL {
+    /// The next one of a seed, of those whose name has `only` in it.
+    pub(crate) fn draw(dice: &mut Dice, only: &str) -> Self {
+        let some = || ALL.into_iter().filter(|(fault, _)| fault.name().contains(only));
+        let all: u64 = some().map(|(_, weight)| weight).sum();
+        assert!(all > 0, "no fault is called {only:?}");
+        let mut at = dice.below(all);
+        for (fault, weight) in some() {
             if at < weight {
                 return fault;
             }
@@ -99,6 +117,11 @@ impl Fault {
             Self::ClickHouseRestored => "ClickHouse restored from a backup",
             Self::TableDropped => "a table dropped",
             Self::Billing => "billing killed",
+            Self::SpoolFull => "gateway's disk full",
+            Self::BrokerSleeps => "broker stopped and woken",
+            Self::ClickHouseSleeps => "ClickHouse stopped and woken",
+            Self::BrokerUnreachable => "network to the broker cut, stalled or deaf",
+            Self::ClickHouseUnreachable => "network to ClickHouse cut, stalled or deaf",
         }
     }
 }

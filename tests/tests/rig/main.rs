@@ -3,6 +3,7 @@
 //! aggregates, the balances, the usage API and the invoice previews are the same.
 //!
 //! `FAULTS=200 SEED=7 make test-faults` draws so many, a thousand without; a failure says its seed, and the same seed draws the same faults.
+//! `ONLY='disk full'` draws only those whose name has it.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -57,10 +58,11 @@ async fn draw(partitions: i32, faults: u64, seed: u64, tally: &mut Tally) {
     println!("{partitions} partitions, {faults} faults, seed {seed}");
     let mut dice = Dice::new(seed);
     let mut world = World::new(partitions).await;
+    let only = std::env::var("ONLY").unwrap_or_default();
     let mut left = faults;
     while left > 0 {
         for _ in 0..ROUND.min(left) {
-            let fault = Fault::draw(&mut dice);
+            let fault = Fault::draw(&mut dice, &only);
             println!("  {fault:?}");
             world.suffer(fault, &mut dice).await;
             *tally.done.entry(fault.name()).or_default() += 1;

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use promises::figures::execute;
+use promises::network::{Network, Weather};
+use promises::process::{limit_files, signal, writes_fail_beyond_limits};
 use promises::system::{Role, System};
 use promises::tenants::{shop, usable_at};
 use promises::traffic::{Dice, Seen, plan, run};
@@ -19,6 +21,8 @@ const SOON: Duration = Duration::from_secs(120);
 
 pub(crate) struct World {
     system: System,
+    to_broker: Network,
+    to_clickhouse: Network,
     keys: Vec<String>,
     seen: Vec<Seen>,
     /// Folds that run, beside the first.
@@ -30,12 +34,35 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) async fn new(partitions: i32) -> Self {
-        let mut system = System::parts(1500).await;
+        writes_fail_beyond_limits();
+        let mut way = None;
+        let mut system = System::parts_with(1500, |kafka| {
+            let network = Network::to(kafka.listen);
+            // Clients go where the broker says that it is.
+            let there = format!("PLAINTEXT://{}", network.listen());
+            kafka.properties.insert("advertised.listeners".into(), there);
+            way = Some(network);
+        })
+        .await;
+        let to_broker = way.unwrap();
+        let to_clickhouse = Network::to(system.clickhouse_address());
+        system.set("KAFKA__BROKERS", &to_broker.listen().to_string());
+        system.set("CLICKHOUSE__URL", &format!("http://{}", to_clickhouse.listen()));
         system.set("KAFKA__PARTITIONS", &partitions.to_string());
         system.start_all(&Role::ALL).await;
         let keys = shop(&system).await;
         let folds = BTreeSet::new();
-        Self { system, keys, seen: Vec::new(), folds, second_gateway: false, backed_up: false, wave: 0 }
+        Self {
+            system,
+            to_broker,
+            to_clickhouse,
+            keys,
+            seen: Vec::new(),
+            folds,
+            second_gateway: false,
+            backed_up: false,
+            wave: 0,
+        }
     }
 
     pub(crate) fn requests(&self) -> usize {
@@ -145,6 +172,12 @@ impl World {
                 system.kill(Role::Billing);
                 system.start_role(Role::Billing).await;
             }
+            // From nothing at all to some records.
+            Fault::SpoolFull => full(system.pid(Role::Gateway), dice.below(3) * dice.below(8_000), dice).await,
+            Fault::BrokerSleeps => asleep(system.kafka_pid(), dice.below(4_000)).await,
+            Fault::ClickHouseSleeps => asleep(system.clickhouse_pid(), dice.below(4_000)).await,
+            Fault::BrokerUnreachable => storm(&self.to_broker, dice).await,
+            Fault::ClickHouseUnreachable => storm(&self.to_clickhouse, dice).await,
         }
     }
 
@@ -234,10 +267,27 @@ impl World {
     }
 }
 
-async fn sleep(system: &mut System, role: Role, millis: u64) {
-    system.pause(role);
+async fn sleep(system: &System, role: Role, millis: u64) {
+    asleep(system.pid(role), millis).await;
+}
+
+async fn asleep(pid: u32, millis: u64) {
+    signal(pid, libc::SIGSTOP);
     tokio::time::sleep(Duration::from_millis(millis)).await;
-    system.resume(role);
+    signal(pid, libc::SIGCONT);
+}
+
+async fn full(pid: u32, bytes: u64, dice: &mut Dice) {
+    limit_files(pid, Some(bytes));
+    tokio::time::sleep(Duration::from_millis(200 + dice.below(2_000))).await;
+    limit_files(pid, None);
+}
+
+async fn storm(network: &Network, dice: &mut Dice) {
+    let weathers = [Weather::Cut, Weather::Stalled, Weather::Deaf];
+    network.turn(weathers[usize::try_from(dice.below(3)).unwrap()]);
+    tokio::time::sleep(Duration::from_millis(200 + dice.below(4_000))).await;
+    network.turn(Weather::Fair);
 }
 
 /// Returns when both tables are there.

@@ -1,6 +1,6 @@
 //! What a raw table holds of a range of offsets, held row by row to what the log says.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use clickhouse::Row;
 use ledger::ids::RequestId;
@@ -15,6 +15,7 @@ use crate::rows::ChunkRows;
 use crate::table::{Kind, Table};
 
 const CUTS: &str = include_str!("../queries/cuts.sql");
+const CHAINS: &str = include_str!("../queries/chains.sql");
 const RAW_ROWS: &str = include_str!("../queries/raw_rows.sql");
 
 /// A chunk as it was cut.
@@ -26,6 +27,12 @@ pub struct ChunkCut {
     /// The offset after its last.
     #[serde(rename = "chunk_end")]
     pub end: i64,
+}
+
+#[derive(Row, Deserialize)]
+struct ChainAt {
+    chunk_end: i64,
+    chain: [u8; 32],
 }
 
 /// A row that is not as the log says.
@@ -69,6 +76,15 @@ impl ClickHouse {
     pub async fn cuts(&self, table: Table, partition: i32, from: i64) -> Result<Vec<ChunkCut>, QueryError> {
         let query = self.rows(CUTS).param("table", table.name()).param("partition", partition).param("from", from);
         fetch::<ChunkCut>(query).await
+    }
+
+    /// The chain of a line at the end of each of its chunks, beyond an offset.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn chains(&self, table: Table, partition: i32, from: i64) -> Result<BTreeMap<i64, [u8; 32]>, QueryError> {
+        let query = self.rows(CHAINS).param("table", table.name()).param("partition", partition).param("from", from);
+        Ok(fetch::<ChainAt>(query).await?.into_iter().map(|at| (at.chunk_end, at.chain)).collect())
     }
 
     /// Holds what is in the table to what the log says of these chunks, which follow each other: every row of them, and no other

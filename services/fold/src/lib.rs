@@ -28,6 +28,7 @@ mod line;
 mod lines;
 mod meters;
 mod publish;
+pub mod rebuild;
 mod run;
 mod settings;
 #[cfg(test)]

@@ -36,12 +36,17 @@ impl Uses for AuditCommand {
 
 /// Runs it; the exit code says what came of it.
 pub(crate) async fn run(options: cli::Audit) -> Result<ExitCode, Box<dyn Error>> {
-    match audit(options).await {
-        Ok(true) => Ok(ExitCode::SUCCESS),
-        Ok(false) => Ok(ExitCode::from(DIFFERENT)),
+    Ok(ended(&audit(options).await))
+}
+
+/// The exit code of what compares ClickHouse with the log, once it said whether both are the same.
+pub(crate) fn ended(same: &Result<bool, Box<dyn Error>>) -> ExitCode {
+    match same {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(DIFFERENT),
         Err(error) => {
             eprintln!("tollgate: {error}");
-            Ok(ExitCode::from(UNKNOWN))
+            ExitCode::from(UNKNOWN)
         }
     }
 }
@@ -98,14 +103,14 @@ async fn asked(
 
 /// How far it is, on standard error: a line that changes on a terminal, a line now and then elsewhere.
 #[derive(Default)]
-struct Told {
+pub(crate) struct Told {
     began: Option<Instant>,
     line: Option<(&'static str, i32, Instant)>,
     last: Option<Instant>,
 }
 
 impl Told {
-    fn tell(&mut self, progress: Progress) {
+    pub(crate) fn tell(&mut self, progress: Progress) {
         let Progress { topic, partition, done, of } = progress;
         let now = Instant::now();
         self.began.get_or_insert(now);
@@ -124,7 +129,7 @@ impl Told {
         let _ = if err.is_terminal() { write!(err, "\r\u{1b}[K{text}") } else { writeln!(err, "{text}") };
     }
 
-    fn end(&self) {
+    pub(crate) fn end(&self) {
         if self.last.is_some() && std::io::stderr().is_terminal() {
             eprint!("\r\u{1b}[K");
         }
@@ -149,7 +154,7 @@ fn line_text(line: &Audited) {
     if differences.len() > TOLD {
         say("       and more");
     }
-    say("     To have it as the log says: drop the tables, and the fold writes them anew.");
+    say("     To have it as the log says: run tollgate rebuild, which writes a database anew beside it.");
 }
 
 fn text(difference: &Difference) -> String {

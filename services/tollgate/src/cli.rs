@@ -85,6 +85,19 @@ Reads the log from its beginning and changes nothing; the fold may go on meanwhi
 outcome, chain and sum that ClickHouse holds is held to it. Ends with 0 when all is as the log says, with 1 when something differs,
 with 2 when it cannot be said (Kafka or ClickHouse was not read).";
 
+const REBUILD_EXAMPLES: &str = "\
+Examples:
+  tollgate rebuild --config tollgate.toml                   into tollgate_rebuild, beside the database tollgate
+  tollgate rebuild --into tollgate_2 --json
+  TOLLGATE__CLICKHOUSE__DATABASE=tollgate_rebuild tollgate audit    holds the new one to the log, row by row
+
+Folds the log from its beginning into a database beside the one of the settings, as far as that one has come. At the end of each
+chunk of the old one the chains are compared, at the end the sums. Changes nothing in the old one; fold and billing may go on.
+Killed, it goes on from what is there when it is run again. Then set clickhouse.database to the new name, for the folds and billing,
+and start them anew: the fold goes on where the rebuild stopped, so nothing is lost and nothing counted twice. Drop the old one when
+nothing uses it any more. Ends with 0 when the old one was as the log says, with 1 when it differs, with 2 when it stopped before
+its end.";
+
 const SCHEMAS_EXAMPLES: &str = "\
 Examples:
   tollgate schemas list
@@ -131,6 +144,9 @@ pub(crate) enum Command {
     /// Replays the log and says whether ClickHouse holds what it says, to the last row
     #[command(after_help = AUDIT_EXAMPLES)]
     Audit(Audit),
+    /// Folds the log anew into a database beside the old one, and compares both
+    #[command(after_help = REBUILD_EXAMPLES)]
+    Rebuild(Rebuild),
     /// The Avro schemas of the topics
     #[command(after_help = SCHEMAS_EXAMPLES)]
     Schemas(Schemas),
@@ -264,6 +280,19 @@ pub(crate) struct Audit {
     /// Only these partitions
     #[arg(long, value_name = "NUMBER", conflicts_with = "tenant")]
     pub(crate) partition: Vec<i32>,
+    /// Answer in JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `tollgate rebuild`.
+#[derive(Debug, Args)]
+pub(crate) struct Rebuild {
+    #[command(flatten)]
+    pub(crate) role: Role,
+    /// The new database [default: the one of the settings with _rebuild behind its name]
+    #[arg(long, value_name = "DATABASE")]
+    pub(crate) into: Option<String>,
     /// Answer in JSON, for programs
     #[arg(long)]
     pub(crate) json: bool,

@@ -7,6 +7,7 @@ mod dev;
 mod doctor;
 mod embedded_servers;
 mod migrate;
+mod rebuild;
 mod roles;
 mod schema_registry;
 mod settings;
@@ -44,6 +45,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Doctor(options) => Ok(doctor::run(options).await),
         Command::DeadLetters(options) => dead_letters::run(options.command).await,
         Command::Audit(options) => audit::run(options).await,
+        Command::Rebuild(options) => rebuild::run(options).await,
         Command::Schemas(options) => Ok(schema_registry::run(options.command).await),
         Command::EmbeddedVllm(options) => serve(|shutdown| embedded_servers::vllm(options, shutdown)).await,
         Command::EmbeddedClickhouse(options) => serve(|shutdown| embedded_servers::clickhouse(options, shutdown)).await,

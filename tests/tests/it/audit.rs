@@ -42,6 +42,14 @@ async fn an_audit_says_what_a_tenant_used_and_which_row_is_not_as_the_log_says()
         assert_eq!(code, Some(2), "{wrong:?}: {said}");
     }
 
+    // A rebuild beside it, twice: the second one has little or nothing left to fold.
+    for _ in 0..2 {
+        let (code, said) = system.command(&["rebuild"]).await;
+        assert_eq!((code, said.matches("OK   tollgate.").count()), (Some(0), 8), "{said}");
+    }
+    let (code, said) = system.command(&["rebuild", "--into", "no-name"]).await;
+    assert_eq!(code, Some(2), "{said}");
+
     system.stop(Role::Fold).await;
     let more = "ALTER TABLE tokens UPDATE output = output + 1000 WHERE kind = 'data' AND requests = 1 AND output > 0 \
                 AND kafka_offset = (SELECT max(kafka_offset) FROM tokens WHERE kind = 'data' AND requests = 1 AND output > 0) \
@@ -54,6 +62,11 @@ async fn an_audit_says_what_a_tenant_used_and_which_row_is_not_as_the_log_says()
     {
         assert!(said.contains(wanted), "{wanted} in {said}");
     }
+    let (code, said) = system.command(&["rebuild", "--json"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    let rebuilt: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(rebuilt["identical"].as_bool(), Some(false));
+    assert!(said.contains("the first sums that differ"), "{said}");
     system.kill_clickhouse().await;
     let (code, said) = system.command(&["audit"]).await;
     assert_eq!(code, Some(2), "{said}");

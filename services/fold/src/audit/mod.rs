@@ -1,6 +1,6 @@
 //! The log replayed beside what ClickHouse holds: every chunk is cut as it was cut, and every row and every sum is compared.
 
-mod replay;
+pub(crate) mod replay;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,7 @@ use sql::{
 };
 use stream::consume::ConsumeError;
 use stream::kafka::KafkaSettings;
+use stream::line::LineState;
 use thiserror::Error;
 
 use crate::event::FoldEvent;
@@ -137,7 +138,7 @@ async fn line<E: FoldEvent>(
     let table = E::Row::TABLE;
     let mut audit = Audit {
         clickhouse,
-        replay: Replay::<E>::open(kafka, partition)?,
+        replay: Replay::<E>::open(kafka, partition, LineState::default())?,
         audited: Audited {
             topic: table.topic(),
             partition,

@@ -7,6 +7,7 @@ use ledger::time::Slot;
 use ledger::tokens::TokenError;
 use sql::{ChunkRows, ClickHouse, DataRow as _, Table};
 use stream::consume::{ConsumeError, PartitionConsumer, Record};
+use stream::cut::CutPolicy;
 use stream::kafka::KafkaSettings;
 use stream::line::{LineState, Outcome};
 use tokio::time::Instant;
@@ -20,40 +21,51 @@ const GROUP: &str = "tollgate-audit";
 /// So long Kafka may be away.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Room for whatever was one chunk.
+const WHOLE: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: u64::MAX, max_bytes: u64::MAX };
+
 /// A line that reads and writes nothing.
-pub(super) struct Replay<E: FoldEvent> {
+pub(crate) struct Replay<E: FoldEvent> {
     log: PartitionConsumer,
     partition: i32,
     state: LineState,
     /// A record beyond the chunk that was asked for.
     held: Option<Record>,
-    pub(super) sums: Sums,
+    pub(crate) sums: Sums,
     event: std::marker::PhantomData<E>,
 }
 
 /// A chunk as the log says it is, and the resends in it that are to be looked up.
-pub(super) type Replayed<D> = (ClosedChunk<D>, Vec<(SourceId, u64)>);
+pub(crate) type Replayed<D> = (ClosedChunk<D>, Vec<(SourceId, u64)>);
 
 /// Where the log is not the one that was folded.
-pub(super) struct Unlike {
-    pub(super) offset: i64,
-    pub(super) why: String,
+pub(crate) struct Unlike {
+    pub(crate) offset: i64,
+    pub(crate) why: String,
 }
 
 impl<E: FoldEvent> Replay<E> {
-    pub(super) fn open(kafka: &KafkaSettings, partition: i32) -> Result<Self, AuditError> {
+    /// Goes on from a state: that of the beginning, or one that was proven.
+    pub(crate) fn open(kafka: &KafkaSettings, partition: i32, state: LineState) -> Result<Self, AuditError> {
         let topic = E::Row::TABLE.topic();
-        let log = PartitionConsumer::open(kafka, GROUP, topic, partition, 0).map_err(|source| AuditError::Log {
-            topic,
-            partition,
-            source,
-        })?;
-        let (state, held, sums) = (LineState::default(), None, Sums::new());
+        let log = PartitionConsumer::open(kafka, GROUP, topic, partition, state.position)
+            .map_err(|source| AuditError::Log { topic, partition, source })?;
+        let (held, sums) = (None, Sums::new());
         Ok(Self { log, partition, state, held, sums, event: std::marker::PhantomData })
     }
 
     /// What a chunk that ends here is to hold.
-    pub(super) async fn chunk(&mut self, end: i64) -> Result<Result<Replayed<E::Row>, Unlike>, AuditError> {
+    pub(crate) async fn chunk(&mut self, end: i64) -> Result<Result<Replayed<E::Row>, Unlike>, AuditError> {
+        self.cut(end, &WHOLE, |_| {}).await
+    }
+
+    /// What comes next, up to this offset or to what a block has room for. `passed` is told of the state after each record.
+    pub(crate) async fn cut(
+        &mut self,
+        end: i64,
+        room: &CutPolicy,
+        mut passed: impl FnMut(&LineState),
+    ) -> Result<Result<Replayed<E::Row>, Unlike>, AuditError> {
         let mut open = OpenChunk::<E>::at(self.state.position);
         while self.state.position < end {
             let record = match self.held.take() {
@@ -66,6 +78,10 @@ impl<E: FoldEvent> Replay<E> {
                 let offset = end - 1;
                 self.held = Some(record);
                 return Ok(Err(Unlike { offset, why }));
+            }
+            if record.lend(|lent| open.is_full_for(lent, room)) {
+                self.held = Some(record);
+                break;
             }
             let state = &mut self.state;
             let stepped = record.lend(|lent| {
@@ -81,6 +97,7 @@ impl<E: FoldEvent> Replay<E> {
             if let Err(why) = stepped {
                 return Ok(Err(Unlike { offset: record.offset, why }));
             }
+            passed(&self.state);
         }
         Ok(Ok(open.close(self.partition, &self.state)))
     }
@@ -109,7 +126,7 @@ fn add(sums: &mut Sums, used: &Use<'_>) -> Result<(), TokenError> {
 }
 
 /// Compares the resends of a window with the rows that have their numbers, as the fold does when it closes a chunk.
-pub(super) async fn settled<D>(
+pub(crate) async fn settled<D>(
     clickhouse: &ClickHouse,
     table: Table,
     partition: i32,

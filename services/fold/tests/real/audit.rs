@@ -4,11 +4,9 @@ use fold::audit::{Audited, Difference};
 use ledger::tokens::TokenCounts;
 use runtime::{Shutdown, Tasks};
 use sql::{Kind, RowDifference, RowFault};
-use stream::topics;
 
 use crate::servers::Servers;
-use crate::traffic::Traffic;
-use crate::{is_folded, until, write_control};
+use crate::{folded, is_folded, until};
 
 async fn audit(servers: &Servers) -> Vec<Audited> {
     fold::audit::run(&servers.kafka(), &servers.clickhouse_settings(), &[0, 1], |_| {}).await.unwrap()
@@ -53,13 +51,8 @@ async fn some_offset(servers: &Servers, kind: &str) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_finds_nothing_in_whole_tables_and_names_each_row_that_was_changed() {
     let servers = Servers::start().await;
-    topics::ensure(&servers.kafka()).await.unwrap();
     let tasks = Tasks::new(Shutdown::new());
-    write_control(&servers, &tasks).await;
-    let mut traffic = Traffic::new(&servers.kafka());
-    let fold = servers.fold(40);
-    traffic.send(200).await;
-    until!("all is folded", is_folded(&servers, &traffic).await);
+    let (mut traffic, fold) = folded(&servers, &tasks, 200).await;
 
     let lines = audit(&servers).await;
     for line in &lines {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
 mod audit;
+mod rebuild;
 mod servers;
 mod traffic;
 
@@ -18,7 +19,7 @@ use stream::consume::PartitionConsumer;
 use stream::control::{ControlReader, ControlWriter};
 use stream::topics;
 
-use servers::{SOON, Servers};
+use servers::{Fold, SOON, Servers};
 use traffic::{NOW, TENANTS, Traffic, ZONE, fold_alone};
 
 /// Waits for a condition, with a deadline.
@@ -50,6 +51,17 @@ async fn write_control(servers: &Servers, tasks: &Tasks) {
         let document = Document::Tenant(Tenant::new(tenant, "free".parse().unwrap(), "USD".parse().unwrap(), ZONE));
         writer.write(write(tenant, document), "test").await.unwrap();
     }
+}
+
+/// Traffic that a fold has folded.
+async fn folded(servers: &Servers, tasks: &Tasks, requests: u64) -> (Traffic, Fold) {
+    topics::ensure(&servers.kafka()).await.unwrap();
+    write_control(servers, tasks).await;
+    let mut traffic = Traffic::new(&servers.kafka());
+    let fold = servers.fold(40);
+    traffic.send(requests).await;
+    until!("all is folded", is_folded(servers, &traffic).await);
+    (traffic, fold)
 }
 
 /// Every line is at the end of its log, proven.

@@ -16,6 +16,7 @@ const DATA: &str = "TOLLGATE_TEST_DATA";
 const PORT: &str = "TOLLGATE_TEST_PORT";
 const BROKERS: &str = "TOLLGATE_TEST_BROKERS";
 const CLICKHOUSE: &str = "TOLLGATE_TEST_CLICKHOUSE";
+const DATABASE: &str = "TOLLGATE_TEST_DATABASE";
 const CHUNK_MS: &str = "TOLLGATE_TEST_CHUNK_MS";
 
 pub(crate) const SOON: Duration = Duration::from_secs(90);
@@ -71,7 +72,10 @@ async fn fold_process() {
             ..Default::default()
         },
         kafka: kafka_settings(variable(BROKERS)),
-        clickhouse: clickhouse_settings(variable(CLICKHOUSE)),
+        clickhouse: sql::ClickHouseSettings {
+            database: variable(DATABASE),
+            ..clickhouse_settings(variable(CLICKHOUSE))
+        },
     };
     fold::run(settings, Shutdown::from_signals().unwrap()).await.unwrap();
 }
@@ -141,12 +145,18 @@ impl Servers {
 
     /// A fold that waits so long for a chunk to fill.
     pub(crate) fn fold(&self, chunk_ms: u64) -> Fold {
+        self.fold_into("tollgate", chunk_ms)
+    }
+
+    /// One that writes another database.
+    pub(crate) fn fold_into(&self, database: &str, chunk_ms: u64) -> Fold {
         let port = free_port();
         let log = std::fs::File::create(self.folder.path().join(format!("fold-{port}.log"))).unwrap();
         let child = again("servers::fold_process")
             .env(PORT, port.to_string())
             .env(BROKERS, self.broker.brokers())
             .env(CLICKHOUSE, self.url())
+            .env(DATABASE, database)
             .env(CHUNK_MS, chunk_ms.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

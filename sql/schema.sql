@@ -11,6 +11,21 @@ ENGINE = ReplacingMergeTree
 ORDER BY (number, checksum)
 SETTINGS index_granularity = 8192;
 
+CREATE TABLE reconciliations
+(
+    `at` DateTime64(3, 'UTC') COMMENT 'when the run began',
+    `from_hour` Int64 COMMENT 'hours since 1970: the first log hour that was looked at',
+    `before_hour` Int64 COMMENT 'the first one after those',
+    `duration_ms` UInt64,
+    `differences` UInt64 COMMENT 'how many there were; the report may hold fewer',
+    `pending` UInt64 COMMENT 'how much could not be compared yet',
+    `report` String COMMENT 'the whole, as JSON'
+)
+ENGINE = MergeTree
+ORDER BY at
+TTL toDateTime(at) + toIntervalDay(30)
+SETTINGS index_granularity = 8192;
+
 CREATE TABLE requests
 (
     `kafka_partition` Int32,

@@ -15,8 +15,10 @@ use crate::table::Table;
 const BOOK: &str = include_str!("../migrations/0000_migrations.sql");
 
 /// All migrations, in order. A new one is added at the end; an old one is never changed.
-const MIGRATIONS: &[Migration] =
-    &[Migration { number: 1, name: "raw_tables", sql: include_str!("../migrations/0001_raw_tables.sql") }];
+const MIGRATIONS: &[Migration] = &[
+    Migration { number: 1, name: "raw_tables", sql: include_str!("../migrations/0001_raw_tables.sql") },
+    Migration { number: 2, name: "reconciliations", sql: include_str!("../migrations/0002_reconciliations.sql") },
+];
 
 /// A step of the schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

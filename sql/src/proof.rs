@@ -106,9 +106,18 @@ impl ClickHouse {
     /// # Errors
     /// No answer, or a damaged table, on which nothing must be built.
     pub async fn prove(&self, table: Table, partition: i32) -> Result<Proof, ProofError> {
+        let (now_ms, groups) = self.groups(table, partition).await?;
+        Proof::of(table, partition, now_ms, groups)
+    }
+
+    /// What a proof is made of, also where it is none: ClickHouse's clock, and the sums of each kind and source.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn groups(&self, table: Table, partition: i32) -> Result<(i64, Vec<Group>), QueryError> {
         let answer: Answer = self.through_projection(PROOF, table, partition, |a: &Answer| a.groups.is_empty()).await?;
-        let groups: Vec<Group> = answer.groups.into_iter().map(group).collect::<Result<_, _>>()?;
-        Proof::of(table, partition, answer.now_ms, groups)
+        let groups = answer.groups.into_iter().map(group).collect::<Result<_, _>>()?;
+        Ok((answer.now_ms, groups))
     }
 
     /// The next offset alone: the read-back after an insert.

@@ -241,7 +241,19 @@ impl ClickHouse {
     /// # Errors
     /// No answer.
     pub async fn rating(&self, scope: &Scope, by_log_hour: bool) -> Result<Vec<RatingLine>, QueryError> {
-        let rows = fetch::<RatingRow>(scope.of(self.sums(RATING).param("by_log_hour", by_log_hour))).await?;
+        self.rated(self.sums(RATING), scope, by_log_hour).await
+    }
+
+    /// The same out of the rows alone, for a check of the sums.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn rating_of_rows(&self, scope: &Scope) -> Result<Vec<RatingLine>, QueryError> {
+        self.rated(self.rows(RATING).with_setting("optimize_use_projections", "0"), scope, false).await
+    }
+
+    async fn rated(&self, query: Query, scope: &Scope, by_log_hour: bool) -> Result<Vec<RatingLine>, QueryError> {
+        let rows = fetch::<RatingRow>(scope.of(query.param("by_log_hour", by_log_hour))).await?;
         let line = |row: RatingRow| {
             Ok(RatingLine {
                 tenant: id("tenant", &row.tenant_id)?,

@@ -29,6 +29,7 @@ mod lines;
 mod meters;
 mod publish;
 pub mod rebuild;
+pub mod reconcile;
 mod run;
 mod settings;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use runtime::metrics::Name;
 use runtime::{Clock, Condition, Metrics, Readiness, Shutdown, SystemClock, TaskError, Tasks, metrics};
 use schemas::topic::TOKENS;
 use sql::ClickHouseSettings;
+use stream::balances::{BalancesError, BalancesReader};
 use stream::control::{ControlError, ControlReader, ControlView};
 use stream::group::{Given, GroupError, Member};
 use stream::kafka::KafkaSettings;
@@ -21,6 +22,7 @@ use crate::line::Shared;
 use crate::lines::Lines;
 use crate::meters::Meters;
 use crate::publish::Publisher;
+use crate::reconcile::{Reconciler, Watch, WatchMeters};
 use crate::settings::{Partitions, Settings};
 use crate::store::Store;
 
@@ -70,6 +72,8 @@ enum StartError {
     Store(String),
     #[error(transparent)]
     Group(#[from] GroupError),
+    #[error(transparent)]
+    Balances(#[from] BalancesError),
     #[error("the metrics of the fold: {0}")]
     Metrics(#[from] metrics::Error),
     #[error("the host has no thread left for the group: {0}")]
@@ -129,10 +133,32 @@ impl Start {
             stall: self.settings.fold.stall(),
         };
         let given = self.given()?;
+        self.reconcile(&shared, given.clone())?;
         let Self { metrics, readiness, meters, tasks, .. } = self;
         let partitions = metrics.gauge(Name::FoldPartitions)?;
         let lines = Lines { shared, meters, readiness, tasks: tasks.clone(), partitions };
         tasks.spawn("lines", DRAIN, lines.follow(given, tasks.shutdown().clone()));
+        Ok(())
+    }
+
+    /// Starts the reconciler, if it is wanted.
+    fn reconcile(&self, shared: &Shared, given: Given) -> Result<(), StartError> {
+        let RunSettings { fold, kafka, clickhouse } = &self.settings;
+        if fold.reconcile_seconds == 0 {
+            return Ok(());
+        }
+        let shutdown = self.tasks.shutdown();
+        let (reader, balances) = BalancesReader::open(kafka, None, Box::new(|_| {}))?;
+        self.tasks.spawn("balances", DRAIN, reader.run(shutdown.clone()));
+        let reconciler = Reconciler::new(kafka, clickhouse, shared.control.clone(), balances, shared.clock.clone());
+        let watch = Watch {
+            reconciler,
+            given,
+            every: Duration::from_secs(fold.reconcile_seconds),
+            hours: fold.reconcile_hours,
+            meters: WatchMeters::new(&self.metrics)?,
+        };
+        self.tasks.spawn("reconciler", DRAIN, watch.run(shutdown.clone()));
         Ok(())
     }
 

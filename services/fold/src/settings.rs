@@ -44,6 +44,10 @@ pub struct Settings {
     pub memory_bytes: u64,
     /// Without progress for so many seconds, while there is something to fold, the process is not ready.
     pub stall_seconds: u64,
+    /// So many seconds lie between two runs of the reconciler, in the process that folds partition 0; 0 for none.
+    pub reconcile_seconds: u64,
+    /// So many hours of the log are compared in each run, that of this moment among them.
+    pub reconcile_hours: u64,
 }
 
 impl Default for Settings {
@@ -58,6 +62,8 @@ impl Default for Settings {
             chunk_bytes: max_bytes,
             memory_bytes: 256 << 20,
             stall_seconds: 10,
+            reconcile_seconds: 60,
+            reconcile_hours: 3,
         }
     }
 }
@@ -65,12 +71,14 @@ impl Default for Settings {
 impl Settings {
     /// What is wrong with the settings; nothing if they can be used.
     pub fn validate(&self) -> Vec<String> {
-        let bounds: [(&str, u64, u64, u64); 5] = [
+        let bounds: [(&str, u64, u64, u64); 7] = [
             ("chunk_ms", self.chunk_ms, 1, 10_000),
             ("chunk_offsets", self.chunk_offsets, 1, BLOCK.max_offsets),
             ("chunk_bytes", self.chunk_bytes, 1, BLOCK.max_bytes),
             ("memory_bytes", self.memory_bytes, 16 << 20, 64 << 30),
             ("stall_seconds", self.stall_seconds, 1, 3600),
+            ("reconcile_seconds", self.reconcile_seconds, 0, 86_400),
+            ("reconcile_hours", self.reconcile_hours, 1, 24 * 31),
         ];
         let wrong = |(name, is, low, high): &(&str, u64, u64, u64)| {
             (!(*low..=*high).contains(is)).then(|| format!("fold.{name} must be {low} to {high}, not {is}"))
@@ -117,9 +125,11 @@ mod tests {
             chunk_bytes: 0,
             memory_bytes: 0,
             stall_seconds: 0,
+            reconcile_seconds: 90_000,
+            reconcile_hours: 0,
             ..Settings::default()
         };
-        assert_eq!(wrong.validate().len(), 5, "{:?}", wrong.validate());
+        assert_eq!(wrong.validate().len(), 7, "{:?}", wrong.validate());
     }
 
     #[test]

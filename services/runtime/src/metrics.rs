@@ -104,6 +104,12 @@ names! {
     FoldBalances = "tollgate_fold_balances_total", "Balances published.";
     FoldErrors = "tollgate_fold_errors_total", "Errors that led to a new proof, by kind.";
     FoldUnknownTenants = "tollgate_fold_unknown_tenants_total", "Tenants with usage that the control log does not know. An alarm: their periods are UTC months.";
+    // reconciliation, in the fold that has partition 0
+    ReconciliationDifferences = "tollgate_reconciliation_differences", "Figures that must be the same and are not, by check, as the last run found. An alarm.";
+    ReconciliationPending = "tollgate_reconciliation_pending", "Figures that the last run could not compare yet, by check.";
+    ReconciliationLast = "tollgate_reconciliation_last_success_timestamp_seconds", "When the last run was done and kept, in seconds since the Unix epoch; 0 where another fold reconciles.";
+    ReconciliationDuration = "tollgate_reconciliation_duration_seconds", "Duration of a run of the reconciler.";
+    ReconciliationErrors = "tollgate_reconciliation_errors_total", "Runs that could not look at everything, as Kafka or ClickHouse gave no answer.";
     // billing
     BillingRequests = "tollgate_billing_requests_total", "Requests to the billing API, by route and status.";
     BillingDuration = "tollgate_billing_request_duration_seconds", "Duration of requests to the billing API, by route.";

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 
 const ABOUT: &str = "Meters, limits and bills self-hosted LLM serving.";
@@ -98,6 +99,18 @@ and start them anew: the fold goes on where the rebuild stopped, so nothing is l
 nothing uses it any more. Ends with 0 when the old one was as the log says, with 1 when it differs, with 2 when it stopped before
 its end.";
 
+const RECONCILE_EXAMPLES: &str = "\
+Examples:
+  tollgate reconcile --config tollgate.toml
+  tollgate reconcile --config .tollgate/config.toml    a running tollgate dev
+  tollgate reconcile --from 2026-11-01T00:00:00Z --to 2026-11-02T00:00:00Z
+  tollgate reconcile --json | jq '.differences[] | {check, partition, hour, by, request_ids}'
+
+Compares, per partition and hour of the log: the log's offsets with what is folded, chunks with one another and with their
+rows, sums with rows, the counts of each request with its running count and its end, balances with the rows up to their
+offset, and bills with the rows. What is merely under way is said, and is no difference. Ends with 0 when nothing differs,
+with 1 when something does, with 2 when it could not look.";
+
 const SCHEMAS_EXAMPLES: &str = "\
 Examples:
   tollgate schemas list
@@ -147,6 +160,9 @@ pub(crate) enum Command {
     /// Folds the log anew into a database beside the old one, and compares both
     #[command(after_help = REBUILD_EXAMPLES)]
     Rebuild(Rebuild),
+    /// Compares log, rows, sums, balances and bills, and names each difference with its requests
+    #[command(after_help = RECONCILE_EXAMPLES)]
+    Reconcile(Reconcile),
     /// The Avro schemas of the topics
     #[command(after_help = SCHEMAS_EXAMPLES)]
     Schemas(Schemas),
@@ -293,6 +309,22 @@ pub(crate) struct Rebuild {
     /// The new database [default: the one of the settings with _rebuild behind its name]
     #[arg(long, value_name = "DATABASE")]
     pub(crate) into: Option<String>,
+    /// Answer in JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `tollgate reconcile`.
+#[derive(Debug, Args)]
+pub(crate) struct Reconcile {
+    #[command(flatten)]
+    pub(crate) settings: SettingsFile,
+    /// The first hour of the log, as a time in it [default: 24 hours ago]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) from: Option<DateTime<Utc>>,
+    /// The first hour that is not looked at, as a time in it [default: none]
+    #[arg(long, value_name = "TIME")]
+    pub(crate) to: Option<DateTime<Utc>>,
     /// Answer in JSON, for programs
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,6 +8,7 @@ mod doctor;
 mod embedded_servers;
 mod migrate;
 mod rebuild;
+mod reconcile;
 mod roles;
 mod schema_registry;
 mod settings;
@@ -46,6 +47,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::DeadLetters(options) => dead_letters::run(options.command).await,
         Command::Audit(options) => audit::run(options).await,
         Command::Rebuild(options) => rebuild::run(options).await,
+        Command::Reconcile(options) => Ok(reconcile::run(options).await),
         Command::Schemas(options) => Ok(schema_registry::run(options.command).await),
         Command::EmbeddedVllm(options) => serve(|shutdown| embedded_servers::vllm(options, shutdown)).await,
         Command::EmbeddedClickhouse(options) => serve(|shutdown| embedded_servers::clickhouse(options, shutdown)).await,

@@ -9,5 +9,6 @@ mod faults;
 mod folds;
 mod limits;
 mod operations;
+mod reconcile;
 mod refusals;
 mod together;

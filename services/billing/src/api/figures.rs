@@ -10,6 +10,7 @@ use crate::extract::{Params, Segments};
 use crate::figures::balance::{self, Balance};
 use crate::figures::costs::{self, Costs};
 use crate::figures::preview::{self, Bill, PreviewQuery};
+use crate::figures::reconciliation::{self, Reconciliation};
 use crate::figures::requests::{self, Requests, RequestsQuery};
 use crate::figures::usage::{self, FiguresQuery, Usage};
 use crate::problem::Problem;
@@ -68,4 +69,11 @@ pub(crate) async fn requests(
     Params(asked): Params<RequestsQuery>,
 ) -> Result<Json<Requests>, Problem> {
     requests::requests(&app, &caller, &asked).await.map(Json)
+}
+
+/// What the running reconciler found: whether log, rows, sums, balances and bills are the same, and where they are not.
+#[utoipa::path(get, path = "/api/v1/reconciliation", tag = "figures", operation_id = "reconciliation",
+    responses((status = 200, body = Reconciliation), (status = "default", body = Problem, content_type = "application/problem+json")))]
+pub(crate) async fn reconciliation(State(app): State<Shared>, caller: Caller) -> Result<Json<Reconciliation>, Problem> {
+    reconciliation::reconciliation(&app, &caller).await.map(Json)
 }

@@ -66,6 +66,7 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(figures::balance))
         .routes(routes!(figures::preview))
         .routes(routes!(figures::requests))
+        .routes(routes!(figures::reconciliation))
 }
 
 /// The API with the route of its own description.

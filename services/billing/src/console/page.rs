@@ -15,6 +15,7 @@ use crate::figures::costs::{self, Costs};
 use crate::figures::groups::Groups;
 use crate::figures::preview::{self, Bill, PreviewQuery};
 use crate::figures::range;
+use crate::figures::reconciliation::{self, DifferenceShown, Reconciliation};
 use crate::figures::requests::{self, RequestShown, RequestsQuery};
 use crate::figures::usage::{self, FiguresQuery, SignedCounts, Usage};
 use crate::problem::Problem;
@@ -51,6 +52,8 @@ pub(super) struct Dashboard {
     pub(super) choices: Vec<Choice>,
     /// Absent while there is no tenant at all.
     pub(super) shown: Option<Shown>,
+    /// For the admin: it is of all tenants.
+    pub(super) reconciliation: Option<Result<Reconciliation, Problem>>,
 }
 
 /// A tenant's figures. What could not be read says why.
@@ -87,7 +90,11 @@ impl Dashboard {
             Some(id) => Some(Shown::of(app, caller, id).await?),
             None => None,
         };
-        Ok(Self { admin, choices, shown })
+        let reconciliation = match admin {
+            true => Some(reconciliation::reconciliation(app, caller).await),
+            false => None,
+        };
+        Ok(Self { admin, choices, shown, reconciliation })
     }
 
     fn is_shown(&self, id: &TenantId) -> bool {
@@ -132,6 +139,14 @@ impl Shown {
         }
         u64::try_from((u128::from(self.balance.tokens) * 1000 / u128::from(limit)).min(1000)).ok()
     }
+}
+
+/// Where a difference lies, for people.
+fn place(found: &DifferenceShown) -> String {
+    let line = found.topic.as_ref().zip(found.partition).map(|(topic, partition)| format!("{topic}/{partition}"));
+    let tenant = found.tenant.as_ref().map(ToString::to_string);
+    let model = found.model.as_ref().map(ToString::to_string);
+    [line, found.hour.clone(), tenant, model].into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn per_day(app: &App, usage: &Usage) -> Result<PerDay, Problem> {

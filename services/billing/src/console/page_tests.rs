@@ -8,6 +8,7 @@ use super::*;
 use crate::figures::balance::PeriodShown;
 use crate::figures::costs::UnratedLine;
 use crate::figures::preview::{BillAdjustment, BillLine, LateBill, UnratedQuantity};
+use crate::figures::reconciliation::{LastRun, Run};
 use crate::figures::requests::RequestTokens;
 
 fn at(hour: u32) -> DateTime<Utc> {
@@ -132,6 +133,7 @@ fn dashboard() -> Dashboard {
     Dashboard {
         admin: false,
         choices: vec![],
+        reconciliation: None,
         shown: Some(Shown {
             id: "acme".parse().unwrap(),
             name: "A & B".into(),
@@ -186,4 +188,27 @@ fn digits_come_in_groups_of_three() {
     for (number, text) in [(0, "0"), (999, "999"), (1000, "1\u{202f}000"), (1_234_567, "1\u{202f}234\u{202f}567")] {
         assert_eq!(grouped(number), text);
     }
+}
+
+#[test]
+fn the_admin_sees_what_differs_and_where() {
+    let difference = serde_json::from_str(
+        r#"{"check": "counts", "topic": "tollgate.tokens.v1", "partition": 3, "hour": "2026-11-01T00:00:00Z", "tenant": "acme",
+            "figure": "output", "one": {"of": "running count", "is": 7}, "other": {"of": "counts add up to", "is": 12},
+            "by": 5, "request_ids": ["00000000-0000-0000-0000-000000000005"]}"#,
+    );
+    let at = chrono::DateTime::UNIX_EPOCH;
+    let run = Run { at, from: at, to: at, duration_ms: 9, differences: 1, pending: 0 };
+    let last = LastRun {
+        run: run.clone(),
+        ok: false,
+        compared: std::collections::BTreeMap::new(),
+        found: vec![difference.unwrap()],
+        waiting: vec![],
+    };
+    let reconciliation = Some(Ok(Reconciliation { last: Some(last), runs: vec![run] }));
+    let html = Dashboard { admin: true, reconciliation, ..dashboard() }.render().unwrap();
+    assert!(html.contains("tollgate.tokens.v1/3, 2026-11-01T00:00:00Z, acme"), "{html}");
+    assert!(html.contains("00000000-0000-0000-0000-000000000005") && html.contains("counts add up to 12"), "{html}");
+    assert!(!dashboard().render().unwrap().contains("Reconciliation"), "nobody else sees it");
 }

@@ -7,6 +7,7 @@ pub(crate) mod groups;
 pub(crate) mod late;
 pub(crate) mod preview;
 pub(crate) mod range;
+pub(crate) mod reconciliation;
 pub(crate) mod requests;
 pub(crate) mod usage;
 

@@ -6,7 +6,8 @@ use serde_json::json;
 use super::memory::{ADMIN, Billing, NOW};
 
 /// What only the admin may do, whatever is there or not.
-const ADMINS: [(&str, &str); 14] = [
+const ADMINS: [(&str, &str); 15] = [
+    ("GET", "reconciliation"),
     ("GET", "tenants"),
     ("GET", "plans"),
     ("GET", "plans/free"),

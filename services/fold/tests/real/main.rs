@@ -3,6 +3,7 @@
 
 mod audit;
 mod rebuild;
+mod reconcile;
 mod servers;
 mod traffic;
 

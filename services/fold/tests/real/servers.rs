@@ -69,6 +69,7 @@ async fn fold_process() {
             stall_seconds: 3,
             // Two of them are two owners of all.
             partitions: fold::Partitions::All,
+            reconcile_seconds: 1,
             ..Default::default()
         },
         kafka: kafka_settings(variable(BROKERS)),
@@ -127,7 +128,7 @@ impl Servers {
     }
 
     pub(crate) fn clickhouse(&self) -> sql::ClickHouse {
-        sql::ClickHouse::new(&clickhouse_settings(self.url()))
+        sql::ClickHouse::new(&self.clickhouse_settings())
     }
 
     pub(crate) fn clickhouse_settings(&self) -> sql::ClickHouseSettings {

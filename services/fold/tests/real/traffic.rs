@@ -8,7 +8,7 @@ use ledger::time::Micros;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use schemas::codec::encode;
-use schemas::event::{EndReason, Event, RequestFinished, TokensCounted};
+use schemas::event::{BalanceUpdated, EndReason, Event, RequestFinished, TokensCounted};
 use schemas::mark::Mark;
 use schemas::topic;
 use stream::consume::PartitionConsumer;
@@ -132,6 +132,26 @@ impl Traffic {
             }
             self.end(tenant).await;
         }
+    }
+
+    /// The source says in both topics that nothing from before will come: nothing may be sent after it.
+    pub(crate) async fn vouch(&mut self) {
+        let watermark = Micros(NOW.0 + 1_000_000);
+        for topic in [topic::TOKENS, topic::REQUESTS] {
+            for partition in 0..2 {
+                let seq_high = self.seqs.get(&(topic, partition)).map_or(0, |seq| seq.unsigned_abs());
+                let mark = Mark::Heartbeat { spool: SpoolId(Uuid::nil()), source: self.source, watermark, seq_high };
+                let end = self.put(topic, partition, None, None, Some(mark)).await;
+                let sent = if topic == topic::TOKENS { &mut self.tokens } else { &mut self.requests };
+                sent.ends[partition as usize] = end;
+            }
+        }
+    }
+
+    /// Publishes a balance, as a fold would.
+    pub(crate) async fn publish(&self, balance: &BalanceUpdated) {
+        let value = encode(balance).unwrap();
+        self.put(topic::BALANCES, balance.partition, Some(&balance.key()), Some(&value), None).await;
     }
 
     async fn bad(&mut self, partition: i32, value: &[u8], reason: &'static str) {

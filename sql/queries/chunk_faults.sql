@@ -1,0 +1,18 @@
+-- Chunks that say other numbers of rows than there are. A chunk is one part, so that no chunk is ever seen half.
+SELECT
+    chunk_first,
+    max(chunk_end) AS end,
+    max(log_hour) AS hour,
+    countIf(kind = 'chunk') AS chunks,
+    sumIf(folded, kind = 'chunk') AS folded_said,
+    sumIf(dead, kind = 'chunk') AS dead_said,
+    countIf(kind = 'data') AS data_rows,
+    countIf(kind = 'dead') AS dead_rows
+FROM {table:Identifier}
+WHERE kafka_partition = {partition:Int32}
+  AND log_month >= {month_from:UInt32} AND log_month <= {month_to:UInt32}
+  AND chunk_first >= {first:Int64} AND chunk_first < {end:Int64}
+GROUP BY chunk_first
+HAVING chunks != 1 OR folded_said != toInt64(data_rows) OR dead_said != toInt64(dead_rows)
+ORDER BY chunk_first
+LIMIT 1000

@@ -1,0 +1,21 @@
+-- Requests whose last count is there and whose end is not.
+WITH
+    counted AS
+    (
+        SELECT request_id, tenant_id, log_hour, source, occurred_at
+        FROM tokens
+        WHERE kafka_partition = {partition:Int32} AND kind = 'data' AND final
+          AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
+    )
+SELECT
+    toString(tenant_id) AS tenant, request_id, log_hour AS hour, source, toUnixTimestamp64Micro(occurred_at) AS at
+FROM counted
+WHERE request_id NOT IN
+(
+    SELECT request_id
+    FROM requests
+    WHERE kafka_partition = {partition:Int32} AND kind = 'data'
+      AND occurred_at >= (SELECT min(occurred_at) FROM counted) AND occurred_at <= (SELECT max(occurred_at) FROM counted)
+)
+ORDER BY tenant_id, request_id
+LIMIT 1000

@@ -90,15 +90,16 @@ pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error>
     let listener = runtime::http::bind(billing.listen).await?;
     tracing::info!(listen = %billing.listen, "billing serves");
     let tasks = Tasks::new(shutdown.clone());
+    // Before anybody is served: without a condition there is nothing to wait for, and all would be ready.
+    let control_read = readiness.condition("control", "tenants and keys are not read yet");
+    let clickhouse_answers = readiness.condition("clickhouse", "ClickHouse was not asked yet");
     let router = server::router(app, metrics.clone(), readiness.clone());
     tasks.spawn("billing", DRAIN, runtime::http::serve(listener, router, shutdown.clone(), DRAIN / 2));
     tasks.spawn("control", DRAIN, control.with_metrics(&metrics)?.run(shutdown.clone()));
     tasks.spawn("balances", DRAIN, balances.with_metrics(&metrics)?.run(shutdown.clone()));
     tasks.spawn_finite("topics", DRAIN, make_topics(kafka, shutdown.clone()));
-    let condition = readiness.condition("control", "tenants and keys are not read yet");
-    tasks.spawn_finite("readiness of control", DRAIN, watch_control(view, condition, shutdown.clone()));
-    let condition = readiness.condition("clickhouse", "ClickHouse was not asked yet");
-    tasks.spawn("readiness of clickhouse", DRAIN, watch_clickhouse(clickhouse, condition, shutdown));
+    tasks.spawn_finite("readiness of control", DRAIN, watch_control(view, control_read, shutdown.clone()));
+    tasks.spawn("readiness of clickhouse", DRAIN, watch_clickhouse(clickhouse, clickhouse_answers, shutdown));
     tasks.run().await?;
     Ok(())
 }

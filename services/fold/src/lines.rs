@@ -31,12 +31,15 @@ struct Running {
     ended: Vec<Shutdown>,
 }
 
+/// Whether it is known which partitions are folded here.
+pub(crate) fn divided(readiness: &Readiness) -> Condition {
+    readiness.condition("partitions", "the group of folds has not said yet which partitions are folded here")
+}
+
 impl Lines {
     /// Keeps lines for what is given, until shutdown.
     pub(crate) async fn follow(self, mut given: Given, shutdown: Shutdown) -> Result<(), Infallible> {
-        let condition = self
-            .readiness
-            .condition("partitions", "the group of folds has not said yet which partitions are folded here");
+        let condition = divided(&self.readiness);
         let mut running = BTreeMap::new();
         loop {
             let wanted = given.borrow_and_update().clone();

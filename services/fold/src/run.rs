@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use crate::call::StoreError;
 use crate::line::Shared;
-use crate::lines::Lines;
+use crate::lines::{self, Lines};
 use crate::meters::Meters;
 use crate::publish::Publisher;
 use crate::reconcile::{Reconciler, Watch, WatchMeters};
@@ -91,6 +91,8 @@ pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error>
     let publisher = Publisher::new(&settings.kafka)?;
     let listener = runtime::http::bind(settings.fold.listen).await?;
     let tasks = Tasks::new(shutdown.clone());
+    // The last one to hold, before anybody can ask: where there is no condition yet, all would be ready.
+    lines::divided(&readiness);
     let routes = runtime::http::routes(metrics.clone(), readiness.clone());
     tasks.spawn("health", DRAIN, runtime::http::serve(listener, routes, shutdown, DRAIN));
     let start = Start { settings, metrics, readiness, meters, publisher, tasks: tasks.clone() };

@@ -111,6 +111,9 @@ pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error>
         ship_stop: Shutdown::new(),
         served: Shutdown::new(),
     };
+    // Before anybody can ask: where there is no condition yet, all would be ready.
+    role.starting();
+    serve::serving(&role.readiness);
     if let Some(admin) = admin {
         // To the end of the drain: who watches it wants to see that it stops.
         let routes = runtime::http::routes(role.metrics.clone(), role.readiness.clone());
@@ -179,9 +182,13 @@ impl Role {
         Ok(Some(tls))
     }
 
+    fn starting(&self) -> Condition {
+        self.readiness.condition("start", "the spool and the views are being opened")
+    }
+
     /// All that must be there before requests are. None on shutdown.
     async fn prepare(&self) -> Result<Option<(Gateway, Close)>, StartError> {
-        let condition = self.readiness.condition("start", "the spool and the views are being opened");
+        let condition = self.starting();
         let views = self.settings.spool.dir.join(VIEWS);
         let kafka = &self.settings.kafka;
         let (reader, control) = ControlReader::open(kafka, Some(views.join("control")), self.clock.clone())?;

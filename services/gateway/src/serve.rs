@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::service::TowerToHyperService;
 use runtime::http::{Accepted, Connections, Listener, Moved};
-use runtime::{Metrics, Readiness, Shutdown, Workers};
+use runtime::{Condition, Metrics, Readiness, Shutdown, Workers};
 use tokio::task::JoinSet;
 
 use crate::Body;
@@ -57,6 +57,11 @@ pub(crate) async fn starting(listener: &Listener, own: Option<Router>) {
     listener.accept(&mut Connections::new(), &Shutdown::new(), start).await;
 }
 
+/// Whether requests are served.
+pub(crate) fn serving(readiness: &Readiness) -> Condition {
+    readiness.condition("serving", "starting")
+}
+
 impl Gateway {
     /// Serves on `listener` until shutdown and then drains: readiness goes first, then the listener, then open requests
     /// come to their end within `drain_seconds`; what is still open then is ended as `drained`. When this returns, every
@@ -71,7 +76,7 @@ impl Gateway {
         readiness: Readiness,
         shutdown: Shutdown,
     ) -> std::io::Result<()> {
-        let (listener, serving) = (listener.into(), readiness.condition("serving", "starting"));
+        let (listener, serving) = (listener.into(), serving(&readiness));
         let _stop = StopQueue(&self);
         let workers = Workers::start(self.settings().threads)?;
         let own = self.settings().admin_listen.is_none().then(|| runtime::http::routes(metrics, readiness));

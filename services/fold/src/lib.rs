@@ -16,6 +16,7 @@ macro_rules! left_out {
     }};
 }
 
+pub mod archive;
 pub mod audit;
 mod balances;
 mod call;

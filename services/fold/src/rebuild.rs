@@ -11,9 +11,9 @@ use sql::{
     ChunkRows, ClickHouse, ClickHouseSettings, DataRow, InsertError, MigrateError, ProofError, QueryError, Table,
 };
 use stream::cut::CutPolicy;
-use stream::kafka::KafkaSettings;
 use thiserror::Error;
 
+use crate::archive::Log;
 use crate::audit::replay::{Replay, Unlike, settled};
 use crate::audit::{AuditError, Progress};
 use crate::chunk::proven;
@@ -88,19 +88,20 @@ pub struct Rebuilt {
     pub offsets: i64,
     /// Chunk ends of the old database at which the chains were compared.
     pub compared: u64,
-    /// Whether the sums were compared: not while the old database moves on faster than it is followed.
+    /// Whether the sums were compared: not while the old database moves on faster than it is followed, nor if it lacks what only the
+    /// archive has.
     pub summed: bool,
     /// In what the old database differs, in words.
     pub differences: Vec<String>,
 }
 
-/// Folds these partitions of both topics into the database of `new`, as far as that of `old` has come, and compares both.
-/// Neither balances nor copies of dead letters are written. `block_offsets` bounds what is inserted at once.
+/// Folds these partitions of both topics into the database of `new`, as far as that of `old` has come, and compares both. What Kafka
+/// no longer has is folded from the archive even where the old one lacks it: a fold could not reach it. Neither balances nor copies of dead letters are written. `block_offsets` bounds what is inserted at once.
 ///
 /// # Errors
 /// See [`RebuildError`].
 pub async fn run(
-    kafka: &KafkaSettings,
+    log: Log<'_>,
     old: &ClickHouseSettings,
     new: &ClickHouseSettings,
     partitions: &[i32],
@@ -109,7 +110,7 @@ pub async fn run(
 ) -> Result<Vec<Rebuilt>, RebuildError> {
     sql::migrate(new, |_| {}).await?;
     let room = CutPolicy { max_age_ms: u64::MAX, max_offsets: block_offsets, max_bytes: BLOCK_BYTES };
-    let rebuild = Rebuild { kafka, old: ClickHouse::new(old), new: ClickHouse::new(new), room };
+    let rebuild = Rebuild { log, old: ClickHouse::new(old), new: ClickHouse::new(new), room };
     let mut rebuilt = Vec::new();
     for &partition in partitions {
         rebuilt.push(rebuild.line::<TokensCounted>(partition, &mut progress).await?);
@@ -119,7 +120,7 @@ pub async fn run(
 }
 
 struct Rebuild<'a> {
-    kafka: &'a KafkaSettings,
+    log: Log<'a>,
     old: ClickHouse,
     new: ClickHouse,
     room: CutPolicy,
@@ -144,26 +145,27 @@ impl Rebuild<'_> {
             Err(ProofError::Query(error)) => return Err(error.into()),
             Err(damaged) => line.differences.push(damaged.to_string()),
         }
-        let mut replay = Replay::<E>::open(self.kafka, partition, proven(&proof))?;
+        let mut replay = Replay::<E>::open(self.log, partition, proven(&proof))?;
         for _ in 0..TRIES {
             self.fill(&mut replay, &mut line, progress).await?;
             line.summed = self.sums(table, &mut line).await?;
-            if line.summed {
+            if line.summed || self.old.position(table, partition).await?.position < line.offsets {
                 break;
             }
         }
         Ok(line)
     }
 
-    /// Folds what the old database has and the new one lacks.
+    /// Folds what the old database has and the new one lacks, and what only the archive has.
     async fn fill<E: FoldEvent>(
         &self,
-        replay: &mut Replay<E>,
+        replay: &mut Replay<'_, E>,
         line: &mut Rebuilt,
         progress: &mut impl FnMut(Progress),
     ) -> Result<(), RebuildError> {
         let (table, topic, partition) = (E::Row::TABLE, line.topic, line.partition);
-        let of = self.old.position(table, partition).await?.position;
+        let old = self.old.position(table, partition).await?.position;
+        let of = old.max(self.log.reach(topic, partition).await?);
         let chains = self.old.chains(table, partition, line.offsets).await?;
         while line.offsets < of {
             let cut = replay.cut(of, &self.room, |state| {
@@ -198,7 +200,7 @@ impl Rebuild<'_> {
         Err(beside(rows.end, rows.first))
     }
 
-    /// Compares the sums, if both are of one position. False if the old one has gone on meanwhile.
+    /// Compares the sums, if both are of one position. False if they are not.
     async fn sums(&self, table: Table, line: &mut Rebuilt) -> Result<bool, RebuildError> {
         if table != Table::Tokens {
             return Ok(true);
@@ -209,7 +211,7 @@ impl Rebuild<'_> {
             Err(error) => Err(error),
         };
         let (Some(old), Some(new)) = (of(&self.old).await?, of(&self.new).await?) else { return Ok(false) };
-        if old.position > new.position {
+        if old.position != new.position {
             return Ok(false);
         }
         if let Some((old, new)) = old.totals.iter().zip(&new.totals).find(|(old, new)| old != new) {

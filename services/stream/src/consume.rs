@@ -6,7 +6,7 @@ use std::time::Duration;
 use rdkafka::consumer::{CommitMode, Consumer as _, StreamConsumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
-use rdkafka::{Offset, Timestamp, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, Timestamp, TopicPartitionList};
 use thiserror::Error;
 
 use crate::kafka::KafkaSettings;
@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 pub enum ConsumeError {
     /// The offset is not in the log: the log was truncated, or the topic was made anew. Waiting does not help.
     #[error(
-        "offset {offset} of {topic}/{partition} is not in the log: records were deleted before they were read, or the topic was made anew; restore the topic, or rebuild from a log that is whole"
+        "offset {offset} of {topic}/{partition} is not in the log: records were deleted before they were read, or the topic was made anew; restore the topic, or rebuild from a log that is whole, or from an archive of it (tollgate rebuild --archive)"
     )]
     OutOfRange {
         /// Which.
@@ -114,6 +114,16 @@ pub struct Bounds {
     pub next: i64,
 }
 
+/// The offsets of a partition that are there now, asked without reading it.
+///
+/// # Errors
+/// As [`PartitionConsumer::bounds`].
+pub async fn bounds(kafka: &KafkaSettings, topic: &str, partition: i32) -> Result<Bounds, ConsumeError> {
+    let role = "tollgate-bounds";
+    let consumer = kafka.consumer(role, role).create_with_context(Quiet).map_err(ConsumeError::Failed)?;
+    PartitionConsumer { consumer: Arc::new(consumer), topic: topic.to_owned(), partition, from: 0 }.bounds().await
+}
+
 /// A consumer of one partition, from a given offset on.
 #[derive(Clone)]
 pub struct PartitionConsumer {
@@ -147,8 +157,27 @@ impl PartitionConsumer {
         partition: i32,
         from: i64,
     ) -> Result<Self, ConsumeError> {
-        let consumer: StreamConsumer<Quiet> = kafka
-            .consumer(group, group)
+        Self::assigned(kafka.consumer(group, group), topic, partition, from)
+    }
+
+    /// As [`PartitionConsumer::open`], for [`PartitionConsumer::next_or_end`].
+    ///
+    /// # Errors
+    /// [`ConsumeError::Failed`] when the settings make no client.
+    pub fn open_to_end(
+        kafka: &KafkaSettings,
+        group: &str,
+        topic: &str,
+        partition: i32,
+        from: i64,
+    ) -> Result<Self, ConsumeError> {
+        let mut config = kafka.consumer(group, group);
+        config.set("enable.partition.eof", "true");
+        Self::assigned(config, topic, partition, from)
+    }
+
+    fn assigned(mut config: ClientConfig, topic: &str, partition: i32, from: i64) -> Result<Self, ConsumeError> {
+        let consumer: StreamConsumer<Quiet> = config
             .set("queued.max.messages.kbytes", "16384")
             .create_with_context(Quiet)
             .map_err(ConsumeError::Failed)?;
@@ -178,6 +207,18 @@ impl PartitionConsumer {
     pub async fn next(&self) -> Result<Record, ConsumeError> {
         match self.consumer.recv().await {
             Ok(message) => self.record(&message),
+            Err(error) => Err(self.error(error)),
+        }
+    }
+
+    /// The next record, or none where the log ends: of a consumer that was opened with [`PartitionConsumer::open_to_end`].
+    ///
+    /// # Errors
+    /// As [`PartitionConsumer::next`].
+    pub async fn next_or_end(&self) -> Result<Option<Record>, ConsumeError> {
+        match self.consumer.recv().await {
+            Ok(message) => self.record(&message).map(Some),
+            Err(KafkaError::PartitionEOF(_)) => Ok(None),
             Err(error) => Err(self.error(error)),
         }
     }

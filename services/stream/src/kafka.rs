@@ -15,13 +15,22 @@ pub struct KafkaSettings {
     pub single_node: bool,
     /// Partitions of the data topics. Fixed once the topics are there: the order of each tenant's records rests on it.
     pub partitions: i32,
+    /// Says in words that `tollgate archive` runs regularly: the tokens and requests topics may then have a retention, longer than the
+    /// time between two runs.
+    pub archived: bool,
     /// librdkafka's own properties, for TLS and SASL. Those that exactness rests on cannot be set here.
     pub properties: BTreeMap<String, String>,
 }
 
 impl Default for KafkaSettings {
     fn default() -> Self {
-        Self { brokers: "127.0.0.1:9092".to_owned(), single_node: false, partitions: 12, properties: BTreeMap::new() }
+        Self {
+            brokers: "127.0.0.1:9092".to_owned(),
+            single_node: false,
+            partitions: 12,
+            archived: false,
+            properties: BTreeMap::new(),
+        }
     }
 }
 
@@ -32,6 +41,7 @@ impl std::fmt::Debug for KafkaSettings {
             .field("brokers", &self.brokers)
             .field("single_node", &self.single_node)
             .field("partitions", &self.partitions)
+            .field("archived", &self.archived)
             .field("properties", &self.properties.keys())
             .finish()
     }

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 use crate::kafka::KafkaSettings;
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// What `tollgate archive` keeps.
+const ARCHIVED: [&str; 2] = [topic::REQUESTS, topic::TOKENS];
 
 /// Why the topics cannot be used.
 #[derive(Debug, Error)]
@@ -54,6 +56,8 @@ pub struct TopicPlan {
     pub partitions: i32,
     /// What Kafka's own settings have to be.
     pub settings: Vec<(&'static str, String)>,
+    /// Whether its retention may be another: it is archived before it ends.
+    pub may_expire: bool,
 }
 
 /// Every topic that is in use. Data topics and balances have the same number of partitions, `control` has one.
@@ -72,7 +76,7 @@ pub fn plans(kafka: &KafkaSettings) -> Vec<TopicPlan> {
             settings.push(("retention.ms", "-1".to_owned()));
             settings.push(("retention.bytes", "-1".to_owned()));
         }
-        TopicPlan { name, partitions, settings }
+        TopicPlan { name, partitions, settings, may_expire: kafka.archived && ARCHIVED.contains(&name) }
     };
     vec![
         plan(topic::REQUESTS, kafka.partitions, false),
@@ -170,11 +174,16 @@ fn differences(plan: &TopicPlan, found: Found, replicas: i32, config: Option<&Co
         wrong.push(format!("Kafka does not say the settings of topic {name}: allow DescribeConfigs to this client"));
         return wrong;
     };
-    for (key, wanted) in &plan.settings {
+    for (key, wanted) in plan.settings.iter().filter(|(key, _)| !plan.may_expire || !key.starts_with("retention.")) {
         let is = config.get(key).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
         if !is_enough(key, is, wanted) {
+            let or = if key.starts_with("retention.") && ARCHIVED.contains(&name) {
+                ", or run tollgate archive regularly and say kafka.archived = true"
+            } else {
+                ""
+            };
             wrong.push(format!(
-                "topic {name} has {key}={is}, it must be {wanted}: set it with kafka-configs.sh --alter"
+                "topic {name} has {key}={is}, it must be {wanted}: set it with kafka-configs.sh --alter{or}"
             ));
         }
     }
@@ -260,6 +269,26 @@ mod tests {
         let said = differences(&plan, bad, 3, None);
         assert_eq!(said.len(), 3, "{said:?}");
         assert!(said[0].contains("13 partitions") && said[1].contains("single_node"), "{said:?}");
+    }
+
+    #[test]
+    fn only_what_is_archived_may_expire() {
+        let expires = |archived| {
+            let kafka = KafkaSettings { archived, ..KafkaSettings::default() };
+            let wrong = plans(&kafka).into_iter().filter(|plan| {
+                let mut config = config(plan);
+                for entry in config.entries.iter_mut().filter(|entry| entry.name == "retention.ms") {
+                    entry.value = Some("604800000".to_owned());
+                }
+                let found = Found { partitions: plan.partitions, replicas: 3, led: true };
+                !differences(plan, found, 3, Some(&config)).is_empty()
+            });
+            wrong.map(|plan| plan.name).collect::<Vec<_>>()
+        };
+        // Balances are compacted and have no retention.
+        let others = [topic::CONTROL, topic::DEAD_LETTERS];
+        assert_eq!(expires(true), others);
+        assert_eq!(expires(false), [ARCHIVED.as_slice(), &others].concat());
     }
 
     #[test]

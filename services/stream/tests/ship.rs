@@ -1,7 +1,6 @@
 //! A spool shipped to Apache Kafka itself, which is not there at first and killed in between.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -34,7 +33,7 @@ fn kafka_at(port: u16) -> KafkaSettings {
         brokers: format!("127.0.0.1:{port}"),
         single_node: true,
         partitions: PARTITIONS,
-        properties: BTreeMap::new(),
+        ..KafkaSettings::default()
     }
 }
 

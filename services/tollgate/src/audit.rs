@@ -5,6 +5,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use fold::archive::Log;
 use fold::audit::{Audited, Difference, Progress, Sums, TOLD};
 use ledger::control::{Document, Kind};
 use ledger::ids::TenantId;
@@ -16,6 +17,7 @@ use sql::RowFault;
 use stream::kafka::KafkaSettings;
 use stream::partition::partition_of;
 
+use crate::archive;
 use crate::cli;
 use crate::doctor::control;
 use crate::roles::{say, settings};
@@ -68,10 +70,15 @@ async fn audit(options: cli::Audit) -> Result<bool, Box<dyn Error>> {
     if let Some(none) = partitions.iter().find(|partition| !all.contains(partition)) {
         return Err(format!("there is no partition {none}: they are 0 to {}", all.end - 1).into());
     }
+    let archive = archive::to_read(&options.archive, &settings.clickhouse);
+    let log = Log { kafka: &settings.kafka, archive: archive.as_ref() };
     let mut told = Told::default();
-    let lines =
-        fold::audit::run(&settings.kafka, &settings.clickhouse, &partitions, |progress| told.tell(progress)).await?;
+    let lines = fold::audit::run(log, &settings.clickhouse, &partitions, |progress| told.tell(progress)).await;
     told.end();
+    if let Some(archive) = archive {
+        archive::close(archive).await;
+    }
+    let lines = lines?;
     let whole = lines.iter().all(|line| line.differences.is_empty());
     let used = asked.map(|(tenant, period)| Used::of(&lines, tenant, period));
     if options.json {
@@ -105,7 +112,8 @@ async fn asked(
 #[derive(Default)]
 pub(crate) struct Told {
     began: Option<Instant>,
-    line: Option<(&'static str, i32, Instant)>,
+    /// Which line, since when, and from which offset on.
+    line: Option<(&'static str, i32, Instant, i64)>,
     last: Option<Instant>,
 }
 
@@ -114,15 +122,18 @@ impl Told {
         let Progress { topic, partition, done, of } = progress;
         let now = Instant::now();
         self.began.get_or_insert(now);
-        let since = match self.line {
-            Some((t, p, since)) if (t, p) == (topic, partition) => since,
-            _ => self.line.insert((topic, partition, now)).2,
+        let (since, from) = match self.line {
+            Some((t, p, since, from)) if (t, p) == (topic, partition) => (since, from),
+            _ => {
+                self.line = Some((topic, partition, now, done));
+                (now, done)
+            }
         };
         if self.last.is_some_and(|last| now - last < TELL) || done == of {
             return;
         }
         self.last = Some(now);
-        let rate = done as f64 / (now - since).as_secs_f64().max(0.001);
+        let rate = (done - from) as f64 / (now - since).as_secs_f64().max(0.001);
         let left = (of - done) as f64 / rate.max(1.0);
         let text = format!("{topic}/{partition}: {done} of {of} offsets, {rate:.0} per second, {left:.0} s left");
         let mut err = std::io::stderr().lock();

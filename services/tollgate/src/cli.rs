@@ -76,11 +76,25 @@ Examples:
 
 Ends with 0 when nothing is wrong, with 1 otherwise.";
 
+const ARCHIVE_EXAMPLES: &str = "\
+Examples:
+  tollgate archive /srv/tollgate-archive            what Kafka holds and the archive does not; each night, say
+  tollgate archive /srv/tollgate-archive --check    reads every file, and whether each goes on where the one before ends
+  tollgate rebuild --archive /srv/tollgate-archive  folds from it what Kafka no longer has; audit has the same option
+
+Writes the records of the tokens and requests topics into DIR/TOPIC/PARTITION/FIRST-END.parquet, FIRST and END being offsets, with a
+.json beside each: its SHA-256, its count, and where the chain stands at both ends. ClickHouse writes and reads the format; each file is
+read back before it gets its name. Killed at any moment, it leaves no half file and goes on when it is run again; a file that was
+removed is written anew while Kafka still has its records. Nothing in DIR is ever changed or removed. Set kafka.archived, and the two
+topics may be given a retention: longer than the time between two runs, and than the fold may ever be behind. Ends with 0 when all is
+archived (or whole), with 1 when --check finds a fault, with 2 when something was not archived.";
+
 const AUDIT_EXAMPLES: &str = "\
 Examples:
   tollgate audit --config tollgate.toml          every partition, from its first record on
   tollgate audit acme 2026-11                    what acme used that month by the log, and that its partition is whole
   tollgate audit --partition 3 --json | jq '.lines[].differences'
+  tollgate audit --archive /srv/tollgate-archive    what Kafka no longer has is read from the archive
 
 Reads the log from its beginning and changes nothing; the fold may go on meanwhile. Each chunk is cut as it was cut, and every row,
 outcome, chain and sum that ClickHouse holds is held to it. Ends with 0 when all is as the log says, with 1 when something differs,
@@ -90,6 +104,7 @@ const REBUILD_EXAMPLES: &str = "\
 Examples:
   tollgate rebuild --config tollgate.toml                   into tollgate_rebuild, beside the database tollgate
   tollgate rebuild --into tollgate_2 --json
+  tollgate rebuild --archive /srv/tollgate-archive          what Kafka no longer has is folded from the archive
   TOLLGATE__CLICKHOUSE__DATABASE=tollgate_rebuild tollgate audit    holds the new one to the log, row by row
 
 Folds the log from its beginning into a database beside the one of the settings, as far as that one has come. At the end of each
@@ -157,6 +172,9 @@ pub(crate) enum Command {
     /// Replays the log and says whether ClickHouse holds what it says, to the last row
     #[command(after_help = AUDIT_EXAMPLES)]
     Audit(Audit),
+    /// Keeps the log in Parquet files, so that audit and rebuild outlive Kafka's retention
+    #[command(after_help = ARCHIVE_EXAMPLES)]
+    Archive(Archive),
     /// Folds the log anew into a database beside the old one, and compares both
     #[command(after_help = REBUILD_EXAMPLES)]
     Rebuild(Rebuild),
@@ -282,6 +300,30 @@ pub(crate) struct Doctor {
     pub(crate) json: bool,
 }
 
+/// `tollgate archive`.
+#[derive(Debug, Args)]
+pub(crate) struct Archive {
+    #[command(flatten)]
+    pub(crate) role: Role,
+    /// The directory; made if absent
+    #[arg(value_name = "DIR", env = "TOLLGATE_ARCHIVE")]
+    pub(crate) dir: PathBuf,
+    /// Write nothing: read every file, and say what is wrong
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Answer in JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The archive of whoever replays the log.
+#[derive(Debug, Args)]
+pub(crate) struct ArchiveToRead {
+    /// Read what Kafka no longer has from what tollgate archive wrote here
+    #[arg(long = "archive", value_name = "DIR", env = "TOLLGATE_ARCHIVE")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
 /// `tollgate audit`.
 #[derive(Debug, Args)]
 pub(crate) struct Audit {
@@ -296,6 +338,8 @@ pub(crate) struct Audit {
     /// Only these partitions
     #[arg(long, value_name = "NUMBER", conflicts_with = "tenant")]
     pub(crate) partition: Vec<i32>,
+    #[command(flatten)]
+    pub(crate) archive: ArchiveToRead,
     /// Answer in JSON, for programs
     #[arg(long)]
     pub(crate) json: bool,
@@ -309,6 +353,8 @@ pub(crate) struct Rebuild {
     /// The new database [default: the one of the settings with _rebuild behind its name]
     #[arg(long, value_name = "DATABASE")]
     pub(crate) into: Option<String>,
+    #[command(flatten)]
+    pub(crate) archive: ArchiveToRead,
     /// Answer in JSON, for programs
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,5 +1,6 @@
 //! The one binary: a subcommand per role that stands, and what surrounds them.
 
+mod archive;
 mod audit;
 mod cli;
 mod dead_letters;
@@ -45,6 +46,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Migrate(options) => roles::migrate(options).await,
         Command::Doctor(options) => Ok(doctor::run(options).await),
         Command::DeadLetters(options) => dead_letters::run(options.command).await,
+        Command::Archive(options) => archive::run(options).await,
         Command::Audit(options) => audit::run(options).await,
         Command::Rebuild(options) => rebuild::run(options).await,
         Command::Reconcile(options) => Ok(reconcile::run(options).await),

@@ -3,10 +3,12 @@
 use std::error::Error;
 use std::process::ExitCode;
 
+use fold::archive::Log;
 use fold::rebuild::{BLOCK_OFFSETS, Rebuilt};
 use runtime::telemetry;
 use serde_json::{Value, json};
 
+use crate::archive;
 use crate::audit::{Told, ended};
 use crate::cli;
 use crate::roles::{say, settings};
@@ -37,10 +39,14 @@ async fn rebuild(options: cli::Rebuild) -> Result<bool, Box<dyn Error>> {
         return Err("--into must be another database than the one that is read".into());
     }
     let partitions: Vec<i32> = (0..kafka.partitions).collect();
+    let archive = archive::to_read(&options.archive, &new);
+    let log = Log { kafka: &kafka, archive: archive.as_ref() };
     let mut told = Told::default();
-    let lines =
-        fold::rebuild::run(&kafka, &old, &new, &partitions, BLOCK_OFFSETS, |progress| told.tell(progress)).await;
+    let lines = fold::rebuild::run(log, &old, &new, &partitions, BLOCK_OFFSETS, |progress| told.tell(progress)).await;
     told.end();
+    if let Some(archive) = archive {
+        archive::close(archive).await;
+    }
     let lines = lines.map_err(|error| format!("{error}; run it again, and it goes on from what is there"))?;
     let same = lines.iter().all(|line| line.differences.is_empty());
     if options.json {
@@ -60,7 +66,9 @@ fn line_text(line: &Rebuilt) {
         "{word} {topic}/{partition}: folded from offset {from} to {offsets}, compared at {compared} chunk ends"
     ));
     if !summed {
-        say("       sums were not compared, since the old database went on: run it again");
+        say(
+            "       sums were not compared, since the old database is at another offset: if its fold goes on, run it again",
+        );
     }
     differences.iter().for_each(|difference| say(&format!("       {difference}")));
 }

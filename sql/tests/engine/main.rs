@@ -6,5 +6,6 @@ mod engine;
 mod figures;
 mod log;
 mod migrations;
+mod parquet;
 mod proofs;
 mod requests;

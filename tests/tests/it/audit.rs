@@ -50,6 +50,26 @@ async fn an_audit_says_what_a_tenant_used_and_which_row_is_not_as_the_log_says()
     let (code, said) = system.command(&["rebuild", "--into", "no-name"]).await;
     assert_eq!(code, Some(2), "{said}");
 
+    // The log into an archive, twice; held to what is said of its files, and a changed byte of one is found.
+    for _ in 0..2 {
+        let (code, said) = system.command(&["archive", "archive"]).await;
+        assert_eq!((code, said.matches("OK   tollgate.").count()), (Some(0), 8), "{said}");
+    }
+    let (code, said) = system.command(&["audit", "--archive", "archive"]).await;
+    assert_eq!((code, said.matches("OK   tollgate.").count()), (Some(0), 8), "{said}");
+    let (code, said) = system.command(&["archive", "archive", "--check", "--json"]).await;
+    let checked: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!((code, checked["whole"].as_bool()), (Some(0), Some(true)), "{said}");
+    let folder = std::fs::read_dir(system.dir().join("archive/tollgate.tokens.v1/0")).expect("a folder");
+    let mut files = folder.map(|entry| entry.expect("a file").path());
+    let file =
+        files.find(|path| path.extension().is_some_and(|kind| kind == "parquet")).expect("a file of partition 0");
+    let mut bytes = std::fs::read(&file).expect("a file");
+    bytes[8] ^= 1;
+    std::fs::write(&file, bytes).expect("a file");
+    let (code, said) = system.command(&["archive", "archive", "--check"]).await;
+    assert!(code == Some(1) && said.contains("is damaged"), "{said}");
+
     system.stop(Role::Fold).await;
     let more = "ALTER TABLE tokens UPDATE output = output + 1000 WHERE kind = 'data' AND requests = 1 AND output > 0 \
                 AND kafka_offset = (SELECT max(kafka_offset) FROM tokens WHERE kind = 'data' AND requests = 1 AND output > 0) \

@@ -12,10 +12,10 @@ use sql::{
     ChunkCut, ClickHouse, ClickHouseSettings, DataRow as _, OutcomeCounts, ProofError, QueryError, RowDifference, Table,
 };
 use stream::consume::ConsumeError;
-use stream::kafka::KafkaSettings;
 use stream::line::LineState;
 use thiserror::Error;
 
+use crate::archive::{ArchiveError, Log};
 use crate::event::FoldEvent;
 use replay::{Replay, Unlike};
 
@@ -39,6 +39,9 @@ pub enum AuditError {
         /// Why.
         source: ConsumeError,
     },
+    /// The archive, which holds what Kafka no longer has, cannot be read either.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// ClickHouse was not read.
     #[error("ClickHouse cannot be read: {0}")]
     ClickHouse(#[from] QueryError),
@@ -110,12 +113,12 @@ pub struct Progress {
     pub of: i64,
 }
 
-/// Replays these partitions of both topics. Nothing is written anywhere.
+/// Replays these partitions of both topics. Nothing is written, but for the table through which an archive is read.
 ///
 /// # Errors
 /// See [`AuditError`]: it is not known then whether anything differs.
 pub async fn run(
-    kafka: &KafkaSettings,
+    log: Log<'_>,
     clickhouse: &ClickHouseSettings,
     partitions: &[i32],
     mut progress: impl FnMut(Progress),
@@ -123,14 +126,14 @@ pub async fn run(
     let clickhouse = ClickHouse::new(clickhouse);
     let mut audited = Vec::new();
     for &partition in partitions {
-        audited.push(line::<TokensCounted>(kafka, &clickhouse, partition, &mut progress).await?);
-        audited.push(line::<RequestFinished>(kafka, &clickhouse, partition, &mut progress).await?);
+        audited.push(line::<TokensCounted>(log, &clickhouse, partition, &mut progress).await?);
+        audited.push(line::<RequestFinished>(log, &clickhouse, partition, &mut progress).await?);
     }
     Ok(audited)
 }
 
 async fn line<E: FoldEvent>(
-    kafka: &KafkaSettings,
+    log: Log<'_>,
     clickhouse: &ClickHouse,
     partition: i32,
     progress: &mut impl FnMut(Progress),
@@ -138,7 +141,7 @@ async fn line<E: FoldEvent>(
     let table = E::Row::TABLE;
     let mut audit = Audit {
         clickhouse,
-        replay: Replay::<E>::open(kafka, partition, LineState::default())?,
+        replay: Replay::<E>::open(log, partition, LineState::default())?,
         audited: Audited {
             topic: table.topic(),
             partition,
@@ -166,7 +169,7 @@ async fn line<E: FoldEvent>(
 
 struct Audit<'a, E: FoldEvent> {
     clickhouse: &'a ClickHouse,
-    replay: Replay<E>,
+    replay: Replay<'a, E>,
     audited: Audited,
 }
 

@@ -1,32 +1,24 @@
 //! The log read again, through the very steps of the fold.
 
-use std::time::Duration;
-
 use ledger::ids::SourceId;
 use ledger::time::Slot;
 use ledger::tokens::TokenError;
 use sql::{ChunkRows, ClickHouse, DataRow as _, Table};
-use stream::consume::{ConsumeError, PartitionConsumer, Record};
+use stream::consume::Record;
 use stream::cut::CutPolicy;
-use stream::kafka::KafkaSettings;
 use stream::line::{LineState, Outcome};
-use tokio::time::Instant;
 
 use super::{AuditError, Sums};
+use crate::archive::{Log, Records};
 use crate::chunk::{ClosedChunk, OpenChunk};
 use crate::event::{FoldEvent, Use};
-
-/// The name under which the brokers see it.
-const GROUP: &str = "tollgate-audit";
-/// So long Kafka may be away.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Room for whatever was one chunk.
 const WHOLE: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: u64::MAX, max_bytes: u64::MAX };
 
 /// A line that reads and writes nothing.
-pub(crate) struct Replay<E: FoldEvent> {
-    log: PartitionConsumer,
+pub(crate) struct Replay<'a, E: FoldEvent> {
+    log: Records<'a>,
     partition: i32,
     state: LineState,
     /// A record beyond the chunk that was asked for.
@@ -44,12 +36,10 @@ pub(crate) struct Unlike {
     pub(crate) why: String,
 }
 
-impl<E: FoldEvent> Replay<E> {
+impl<'a, E: FoldEvent> Replay<'a, E> {
     /// Goes on from a state: that of the beginning, or one that was proven.
-    pub(crate) fn open(kafka: &KafkaSettings, partition: i32, state: LineState) -> Result<Self, AuditError> {
-        let topic = E::Row::TABLE.topic();
-        let log = PartitionConsumer::open(kafka, GROUP, topic, partition, state.position)
-            .map_err(|source| AuditError::Log { topic, partition, source })?;
+    pub(crate) fn open(log: Log<'a>, partition: i32, state: LineState) -> Result<Self, AuditError> {
+        let log = Records::open(log, E::Row::TABLE.topic(), partition, state.position)?;
         let (held, sums) = (None, Sums::new());
         Ok(Self { log, partition, state, held, sums, event: std::marker::PhantomData })
     }
@@ -70,7 +60,7 @@ impl<E: FoldEvent> Replay<E> {
         while self.state.position < end {
             let record = match self.held.take() {
                 Some(record) => record,
-                None => self.next().await?,
+                None => self.log.next().await?,
             };
             if record.offset >= end {
                 let why =
@@ -100,20 +90,6 @@ impl<E: FoldEvent> Replay<E> {
             passed(&self.state);
         }
         Ok(Ok(open.close(self.partition, &self.state)))
-    }
-
-    async fn next(&self) -> Result<Record, AuditError> {
-        let (topic, partition) = (E::Row::TABLE.topic(), self.partition);
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let source = match tokio::time::timeout_at(until, self.log.next()).await {
-                Ok(Ok(record)) => return Ok(record),
-                Ok(Err(error)) if error.is_transient() && Instant::now() < until => continue,
-                Ok(Err(error)) => error,
-                Err(_) => ConsumeError::Transient(rdkafka::error::KafkaError::Canceled),
-            };
-            return Err(AuditError::Log { topic, partition, source });
-        }
     }
 }
 

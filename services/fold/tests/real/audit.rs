@@ -1,5 +1,6 @@
 //! What an audit says of tables that are whole, and of each way in which somebody may have changed them.
 
+use fold::archive::Log;
 use fold::audit::{Audited, Difference};
 use ledger::tokens::TokenCounts;
 use runtime::{Shutdown, Tasks};
@@ -9,7 +10,7 @@ use crate::servers::Servers;
 use crate::{folded, is_folded, until};
 
 async fn audit(servers: &Servers) -> Vec<Audited> {
-    fold::audit::run(&servers.kafka(), &servers.clickhouse_settings(), &[0, 1], |_| {}).await.unwrap()
+    fold::audit::run(Log::kafka(&servers.kafka()), &servers.clickhouse_settings(), &[0, 1], |_| {}).await.unwrap()
 }
 
 /// What differs in the tokens of partition 0; nothing else does.

@@ -1,6 +1,7 @@
 //! The fold on a real Kafka and a real ClickHouse: killed, doubled, its database dropped; and what it does at a loss.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+mod archive;
 mod audit;
 mod rebuild;
 mod reconcile;

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use fold::archive::Log;
 use fold::rebuild::Rebuilt;
 use runtime::{Shutdown, Tasks};
 use sql::{ClickHouse, ClickHouseSettings, Table};
@@ -17,7 +18,7 @@ fn new_database(servers: &Servers) -> ClickHouseSettings {
 
 async fn rebuild(servers: &Servers) -> Vec<Rebuilt> {
     let (old, new) = (servers.clickhouse_settings(), new_database(servers));
-    fold::rebuild::run(&servers.kafka(), &old, &new, &[0, 1], BLOCK, |_| {}).await.unwrap()
+    fold::rebuild::run(Log::kafka(&servers.kafka()), &old, &new, &[0, 1], BLOCK, |_| {}).await.unwrap()
 }
 
 /// Stops it after so many blocks, wherever it is then.
@@ -33,7 +34,7 @@ async fn stopped_after(servers: &Servers, blocks: u32) {
     tokio::select! {
         biased;
         () = enough.notified() => {}
-        done = fold::rebuild::run(&kafka, &old, &new, &[0, 1], BLOCK, counted) => panic!("it ended before: {done:?}"),
+        done = fold::rebuild::run(Log::kafka(&kafka), &old, &new, &[0, 1], BLOCK, counted) => panic!("it ended before: {done:?}"),
     }
 }
 
@@ -62,7 +63,8 @@ async fn a_rebuild_goes_on_after_a_stop_gives_the_same_rows_and_is_switched_to()
     for table in Table::ALL {
         assert_eq!(rows(&servers, "tollgate", table).await, rows(&servers, "tollgate_rebuild", table).await);
     }
-    let audited = fold::audit::run(&servers.kafka(), &new_database(&servers), &[0, 1], |_| {}).await.unwrap();
+    let audited =
+        fold::audit::run(Log::kafka(&servers.kafka()), &new_database(&servers), &[0, 1], |_| {}).await.unwrap();
     assert!(audited.iter().all(|line| line.differences.is_empty() && line.offsets > 0), "{audited:#?}");
 
     // The switch: the old fold goes on for a while, the new one takes up where the rebuild stopped.

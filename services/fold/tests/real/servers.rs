@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use embedded::clickhouse::{self, ClickHouseChild, library_in};
 use embedded::kafka::{KafkaChild, KafkaSettings as Broker};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::{Offset, TopicPartitionList};
 use runtime::Shutdown;
 use stream::kafka::KafkaSettings;
 use tempfile::TempDir;
@@ -133,6 +136,20 @@ impl Servers {
 
     pub(crate) fn clickhouse_settings(&self) -> sql::ClickHouseSettings {
         clickhouse_settings(self.url())
+    }
+
+    /// A place for files of the test, which go when it ends.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Deletes what Kafka has of a partition before an offset, as its retention would.
+    pub(crate) async fn delete_records(&self, topic: &str, partition: i32, before: i64) {
+        let admin: AdminClient<DefaultClientContext> = self.kafka().client("test").create().unwrap();
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(before)).unwrap();
+        let deleted = admin.delete_records(&offsets, &AdminOptions::new()).await.unwrap();
+        deleted.elements()[0].error().unwrap();
     }
 
     /// The one number that a statement gives.

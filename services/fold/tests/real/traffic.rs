@@ -6,7 +6,7 @@ use std::time::Duration;
 use ledger::ids::{ApiKeyId, EventId, RequestId, SourceId, SpoolId};
 use ledger::time::Micros;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use schemas::codec::encode;
 use schemas::event::{BalanceUpdated, EndReason, Event, RequestFinished, TokensCounted};
 use schemas::mark::Mark;
@@ -35,6 +35,7 @@ pub(crate) struct Sent {
 }
 
 pub(crate) struct Traffic {
+    kafka: KafkaSettings,
     producer: FutureProducer,
     seqs: HashMap<(&'static str, i32), i64>,
     source: SourceId,
@@ -60,6 +61,7 @@ impl Traffic {
             TENANTS.iter().any(|tenant| partition_of(tenant.as_bytes(), 2) != partition_of(TENANTS[0].as_bytes(), 2))
         );
         Self {
+            kafka: kafka.clone(),
             producer,
             seqs: HashMap::new(),
             source: SourceId(Uuid::from_u128(77)),
@@ -158,6 +160,19 @@ impl Traffic {
         let end = self.put(topic::TOKENS, partition, Some("acme"), Some(value), None).await;
         self.tokens.ends[partition as usize] = end;
         self.dead.insert((partition, end - 1), reason);
+    }
+
+    /// A record that cannot count, in a transaction of its own: behind it there is an offset without a record.
+    pub(crate) async fn in_transaction(&mut self, partition: i32) {
+        let mut config = self.kafka.client("test");
+        let producer: FutureProducer = config.set("transactional.id", "test").create().unwrap();
+        producer.init_transactions(SOON).unwrap();
+        producer.begin_transaction().unwrap();
+        let record = FutureRecord::to(topic::TOKENS).partition(partition).key("acme").payload(b"not avro");
+        let offset = producer.send(record, Duration::from_secs(30)).await.unwrap().offset;
+        producer.commit_transaction(SOON).unwrap();
+        self.tokens.ends[partition as usize] = offset + 1;
+        self.dead.insert((partition, offset), "undecodable");
     }
 
     /// A count, and then one of a version that no build of today knows.

@@ -1,0 +1,109 @@
+//! The files of one line on disk: their names, what lies there, and how a new one gets its name.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::manifest::Manifest;
+use super::{Archive, ArchiveError, unusable};
+
+/// What is being written. Only one process writes, so what a killed one left of it is written over.
+const PART: &str = "writing.part";
+
+/// The files of a topic's partition, by their offsets.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    path: PathBuf,
+    pub(super) files: Vec<Manifest>,
+}
+
+impl Folder {
+    /// Reads what is said of each file; not the files.
+    pub(super) fn read(archive: &Archive, topic: &str, partition: i32) -> Result<Self, ArchiveError> {
+        let path = archive.dir.join(topic).join(partition.to_string());
+        let mut folder = Self { path, files: Vec::new() };
+        let entries = match std::fs::read_dir(&folder.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                // A directory that is not there at all is a slip of the pen, and not an archive without files.
+                std::fs::metadata(&archive.dir).map_err(unusable(&archive.dir))?;
+                return Ok(folder);
+            }
+            Err(error) => return Err(unusable(&folder.path)(error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(unusable(&folder.path))?.path();
+            if path.extension().is_some_and(|kind| kind == "json") {
+                folder.files.push(manifest(&path, topic, partition)?);
+            }
+        }
+        folder.files.sort_by_key(|file| (file.from.offset, file.to.offset));
+        if let Some(pair) = folder.files.windows(2).find(|pair| pair[1].from.offset < pair[0].to.offset) {
+            let why = format!("holds offsets that {} holds too", pair[0].stem());
+            return Err(ArchiveError::Damaged { file: folder.file(&pair[1]), why });
+        }
+        Ok(folder)
+    }
+
+    /// The file that holds an offset.
+    pub(super) fn holding(&self, offset: i64) -> Option<&Manifest> {
+        self.files.iter().find(|file| file.from.offset <= offset && offset < file.to.offset)
+    }
+
+    /// The first offset at or behind this one that a file holds.
+    pub(super) fn next_held(&self, offset: i64) -> Option<i64> {
+        self.files.iter().map(|file| file.from.offset).find(|first| *first >= offset)
+    }
+
+    /// Where a file lies.
+    pub(super) fn file(&self, manifest: &Manifest) -> PathBuf {
+        self.path.join(manifest.stem()).with_extension("parquet")
+    }
+
+    /// Keeps a file for good. Killed at any moment, it is there whole or not at all.
+    pub(super) fn keep(&mut self, manifest: Manifest, parquet: &[u8]) -> Result<(), ArchiveError> {
+        let new = !self.path.exists();
+        std::fs::create_dir_all(&self.path).map_err(unusable(&self.path))?;
+        if new {
+            // The names of the folders themselves.
+            self.path.ancestors().skip(1).take(3).try_for_each(sync)?;
+        }
+        let file = self.file(&manifest);
+        let said = serde_json::to_vec_pretty(&manifest).map_err(|error| unusable(&file)(error.into()))?;
+        self.write(&file, parquet)?;
+        self.write(&file.with_extension("json"), &said)?;
+        self.files.push(manifest);
+        self.files.sort_by_key(|file| file.from.offset);
+        Ok(())
+    }
+
+    fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), ArchiveError> {
+        let part = self.path.join(PART);
+        let write = || {
+            let mut file = File::create(&part)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            std::fs::rename(&part, path)
+        };
+        write().map_err(unusable(path))?;
+        sync(&self.path)
+    }
+}
+
+fn sync(folder: &Path) -> Result<(), ArchiveError> {
+    // The parent of a relative path's first name has none itself.
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(unusable(folder))
+}
+
+fn manifest(path: &Path, topic: &str, partition: i32) -> Result<Manifest, ArchiveError> {
+    let text = std::fs::read(path).map_err(unusable(path))?;
+    let damaged = |why| ArchiveError::Damaged { file: path.to_owned(), why };
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("cannot be read: {error}")))?;
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    match manifest.wrong(topic, partition, &stem) {
+        Some(why) => Err(damaged(why)),
+        None => Ok(manifest),
+    }
+}

@@ -27,7 +27,7 @@ use sql::{
     Table,
 };
 use stream::balances::{BalancesReader, BalancesView};
-use stream::consume::{Bounds, ConsumeError, PartitionConsumer};
+use stream::consume::{self, Bounds, ConsumeError};
 use stream::control::{ControlReader, ControlView};
 use stream::kafka::KafkaSettings;
 use thiserror::Error;
@@ -253,8 +253,7 @@ impl Reconciler {
     }
 
     async fn bounds(&self, table: Table, partition: i32) -> Result<Bounds, ReconcileError> {
-        let log = PartitionConsumer::open(&self.kafka, "tollgate-reconcile", table.topic(), partition, 0)?;
-        Ok(log.bounds().await?)
+        Ok(consume::bounds(&self.kafka, table.topic(), partition).await?)
     }
 
     async fn chunks(&self, report: &mut Report, line: &Line) -> Result<(), ReconcileError> {

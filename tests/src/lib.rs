@@ -13,6 +13,8 @@ pub mod network;
 pub mod oracle;
 pub mod process;
 pub mod redis;
+mod role;
+mod servers;
 pub mod shop;
 pub mod system;
 pub mod tenants;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::system::{System, tools};
+use crate::servers::tools;
+use crate::system::System;
 use crate::wait::until;
 
 const START: Duration = Duration::from_secs(30);

@@ -4,71 +4,28 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
-use embedded::clickhouse::{ClickHouseChild, ClickHouseSettings, library_in};
-use embedded::kafka::{KafkaChild, KafkaSettings};
+use embedded::kafka::KafkaSettings;
 use embedded::vllm::{Simulator, SimulatorSettings};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use crate::client::Client;
+pub use crate::role::Role;
+use crate::servers::{Servers, locked};
 use crate::wait::until;
 
 /// The admin key of a system under test.
 pub const ADMIN: &str = "tg_admin_of_the_tests";
 
 /// How long a part may take until it is ready. A cold, busy machine needs a while.
-const START: Duration = Duration::from_secs(90);
+const START: Duration = Duration::from_secs(180);
 /// How long a part may take to stop cleanly.
-const STOP: Duration = Duration::from_secs(20);
-
-/// What runs as a process of Tollgate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// The inference path.
-    Gateway,
-    /// The log into ClickHouse.
-    Fold,
-    /// The API and the console.
-    Billing,
-    /// Another process that folds the same partitions. Not there unless a test starts it.
-    SecondFold,
-    /// Another fold of the group that shares the partitions: the second to the fourth. Not there unless a test starts it.
-    SharingFold(u8),
-    /// Another gateway in front of the same replicas, with a spool of its own. Not there unless a test starts it.
-    SecondGateway,
-}
-
-impl Role {
-    /// Those that every system has.
-    pub const ALL: [Self; 3] = [Self::Gateway, Self::Fold, Self::Billing];
-
-    /// Its name, in the log and on disk.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Gateway => "gateway",
-            Self::Fold => "fold",
-            Self::Billing => "billing",
-            Self::SecondFold => "second-fold",
-            Self::SharingFold(2) => "fold-2",
-            Self::SharingFold(3) => "fold-3",
-            Self::SharingFold(_) => "fold-4",
-            Self::SecondGateway => "second-gateway",
-        }
-    }
-
-    /// The subcommand.
-    const fn subcommand(self) -> &'static str {
-        match self {
-            Self::SecondFold | Self::SharingFold(_) => Self::Fold.name(),
-            Self::SecondGateway => Self::Gateway.name(),
-            role => role.name(),
-        }
-    }
-}
+const STOP: Duration = Duration::from_secs(60);
 
 /// A port that was free a moment ago, and that no outgoing connection takes while its owner is dead: below the range that
 /// the kernel hands out.
@@ -96,29 +53,20 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-/// Where `make setup` puts Kafka and the ClickHouse engine.
-pub(crate) fn tools() -> PathBuf {
-    let tools = root().join(".tools");
-    assert!(library_in(&tools).exists() && tools.join("kafka/lib").exists(), "no tools in .tools: run make setup");
-    tools
-}
-
 /// A running system. Dropping it kills every process of it.
 #[derive(Debug)]
 pub struct System {
-    dir: TempDir,
     ports: BTreeMap<Role, u16>,
     /// Settings as variables, for every role.
     variables: BTreeMap<String, String>,
-    roles: BTreeMap<Role, Child>,
-    kafka_settings: KafkaSettings,
-    clickhouse_settings: ClickHouseSettings,
-    kafka: Option<KafkaChild>,
-    clickhouse: Option<ClickHouseChild>,
+    roles: Mutex<BTreeMap<Role, Child>>,
+    pub(crate) servers: Servers,
     /// The simulated vLLM of each model, with what each knows of its requests.
     pub simulators: BTreeMap<&'static str, Simulator>,
     /// For the API and the gateway.
     pub client: Client,
+    /// The last one to go, when nobody writes there any more.
+    dir: TempDir,
 }
 
 /// The models of a system under test.
@@ -133,11 +81,7 @@ impl System {
     /// The same, with other settings of the broker.
     pub async fn parts_with(pace_us: u64, adjust: impl FnOnce(&mut KafkaSettings)) -> Self {
         let dir = tempfile::Builder::new().prefix("tollgate-").tempdir().expect("a folder");
-        let tools = tools();
-        let mut kafka_settings = KafkaSettings::new(dir.path().join("kafka"), &tools, free_port());
-        adjust(&mut kafka_settings);
-        let clickhouse_settings =
-            ClickHouseSettings::new(dir.path().join("clickhouse"), library_in(&tools), free_port());
+        let servers = Servers::new(dir.path(), adjust);
         let mut simulators = BTreeMap::new();
         for model in MODELS {
             let settings = SimulatorSettings {
@@ -154,30 +98,26 @@ impl System {
         let mut system = Self {
             ports,
             variables: BTreeMap::new(),
-            roles: BTreeMap::new(),
-            kafka_settings,
-            clickhouse_settings,
-            kafka: None,
-            clickhouse: None,
+            roles: Mutex::default(),
+            servers,
             simulators,
             client: Client::default(),
             dir,
         };
-        system.start_kafka().await;
-        system.start_clickhouse().await;
+        tokio::join!(system.start_kafka(), system.start_clickhouse());
         system.variables = system.default_variables();
         system
     }
 
     /// Everything runs and is ready, without any tenant.
     pub async fn start(pace_us: u64) -> Self {
-        let mut system = Self::parts(pace_us).await;
+        let system = Self::parts(pace_us).await;
         system.start_all(&Role::ALL).await;
         system
     }
 
     /// Makes topics and tables, starts these roles and waits until they are ready.
-    pub async fn start_all(&mut self, roles: &[Role]) {
+    pub async fn start_all(&self, roles: &[Role]) {
         self.migrate();
         for role in roles {
             self.spawn(*role);
@@ -191,7 +131,7 @@ impl System {
         let hash = Sha256::digest(ADMIN.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         let listen = |role| format!("127.0.0.1:{}", self.ports[&role]);
         let settings: [(&str, String); 11] = [
-            ("KAFKA__BROKERS", self.kafka_settings.listen.to_string()),
+            ("KAFKA__BROKERS", self.brokers()),
             ("KAFKA__SINGLE_NODE", "true".into()),
             ("KAFKA__PARTITIONS", "4".into()),
             ("CLICKHOUSE__URL", self.clickhouse_url()),
@@ -235,16 +175,6 @@ impl System {
         self.variables.insert(format!("TOLLGATE__{name}"), value.to_owned());
     }
 
-    /// Where the broker is.
-    pub fn brokers(&self) -> String {
-        self.kafka_settings.listen.to_string()
-    }
-
-    /// Where ClickHouse is.
-    pub fn clickhouse_url(&self) -> String {
-        format!("http://{}", self.clickhouse_settings.listen)
-    }
-
     /// Where a role is, with a path.
     pub fn url(&self, role: Role, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.ports[&role])
@@ -256,7 +186,7 @@ impl System {
     }
 
     /// Starts a role and does not wait for it.
-    pub fn spawn(&mut self, role: Role) {
+    pub fn spawn(&self, role: Role) {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log(role)).expect("a log");
         let mut command = Command::new(binary());
         command.arg(role.subcommand()).current_dir(self.dir.path()).env_clear().envs(&self.variables);
@@ -265,7 +195,7 @@ impl System {
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         // It dies with the test's thread, however that ends.
         embedded::die_with_parent(&mut command);
-        self.roles.insert(role, command.spawn().expect("the tollgate binary starts"));
+        locked(&self.roles).insert(role, command.spawn().expect("the tollgate binary starts"));
     }
 
     /// What a second process of a role has for itself.
@@ -287,15 +217,12 @@ impl System {
     }
 
     /// Returns when a role says that it is ready.
-    pub async fn ready(&mut self, role: Role) {
+    pub async fn ready(&self, role: Role) {
         let url = self.url(role, "/readyz");
-        let client = self.client.clone();
-        let log = self.log(role);
-        let child = self.roles.get_mut(&role).expect("a role that was started");
         until(&format!("{} to be ready", role.name()), START, async || {
-            let ended = child.try_wait().expect("a child");
-            assert!(ended.is_none(), "{} ended: {ended:?}\n{}", role.name(), tail(&log));
-            match client.get(&url, None).await {
+            let ended = self.ended(role);
+            assert!(ended.is_none(), "{} ended: {ended:?}\n{}", role.name(), self.log_tail(role));
+            match self.client.get(&url, None).await {
                 Ok(answer) if answer.status.is_success() => Ok(()),
                 Ok(answer) => Err(String::from_utf8_lossy(&answer.body).into_owned()),
                 Err(error) => Err(format!("{error:?}")),
@@ -305,31 +232,27 @@ impl System {
     }
 
     /// Starts a role and waits until it is ready.
-    pub async fn start_role(&mut self, role: Role) {
+    pub async fn start_role(&self, role: Role) {
         self.spawn(role);
         self.ready(role).await;
     }
 
     /// kill -9.
-    pub fn kill(&mut self, role: Role) {
-        let mut child = self.roles.remove(&role).expect("a role that runs");
+    pub fn kill(&self, role: Role) {
+        let mut child = self.taken(role);
         child.kill().expect("a signal");
         child.wait().expect("its end");
     }
 
     /// SIGTERM, and waits for a clean end.
-    pub async fn stop(&mut self, role: Role) {
-        let mut child = self.roles.remove(&role).expect("a role that runs");
-        let pid = libc::pid_t::try_from(child.id()).expect("a pid");
-        // SAFETY: kill takes no pointers, and the child is ours and not yet waited for.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
-        let status =
-            until(&format!("{} to stop", role.name()), STOP, async || child.try_wait().unwrap().ok_or(())).await;
-        assert!(status.success(), "{} ended with {status}\n{}", role.name(), tail(&self.log(role)));
+    pub async fn stop(&self, role: Role) {
+        self.signal(role, libc::SIGTERM);
+        let status = self.end(role).await;
+        assert!(status.success(), "{} ended with {status}\n{}", role.name(), self.log_tail(role));
     }
 
     /// SIGTERM, and again while it drains: it ends at once. Gives the exit code.
-    pub async fn stop_at_once(&mut self, role: Role) -> Option<i32> {
+    pub async fn stop_at_once(&self, role: Role) -> Option<i32> {
         self.signal(role, libc::SIGTERM);
         let (client, url) = (self.client.clone(), self.url(role, "/readyz"));
         until(&format!("{} to drain", role.name()), STOP, async || match client.get(&url, None).await {
@@ -338,8 +261,23 @@ impl System {
         })
         .await;
         self.signal(role, libc::SIGTERM);
-        let mut child = self.roles.remove(&role).expect("a role that runs");
-        until(&format!("{} to stop", role.name()), STOP, async || child.try_wait().unwrap().ok_or(())).await.code()
+        self.end(role).await.code()
+    }
+
+    /// Returns when a role has ended by itself, with how.
+    async fn end(&self, role: Role) -> ExitStatus {
+        let status = until(&format!("{} to stop", role.name()), STOP, async || self.ended(role).ok_or(())).await;
+        drop(self.taken(role));
+        status
+    }
+
+    fn taken(&self, role: Role) -> Child {
+        locked(&self.roles).remove(&role).expect("a role that runs")
+    }
+
+    /// How a role ended, if it did.
+    fn ended(&self, role: Role) -> Option<ExitStatus> {
+        locked(&self.roles).get_mut(&role).expect("a role that was started").try_wait().expect("a child")
     }
 
     /// SIGSTOP: it does nothing any more, and does not know.
@@ -356,50 +294,6 @@ impl System {
         crate::process::signal(self.pid(role), signal);
     }
 
-    /// Starts the broker again on what it kept.
-    pub async fn start_kafka(&mut self) {
-        self.kafka = Some(KafkaChild::start(&self.kafka_settings).await.expect("Kafka"));
-    }
-
-    /// kill -9 of the broker.
-    pub async fn kill_kafka(&mut self) {
-        self.kafka.take().expect("Kafka runs").kill().await;
-    }
-
-    /// Starts ClickHouse again on what it kept.
-    pub async fn start_clickhouse(&mut self) {
-        let command = self.clickhouse_settings.command(binary());
-        self.clickhouse = Some(ClickHouseChild::start(&self.clickhouse_settings, command).await.expect("ClickHouse"));
-    }
-
-    /// kill -9 of ClickHouse.
-    pub async fn kill_clickhouse(&mut self) {
-        self.clickhouse.take().expect("ClickHouse runs").kill().await;
-    }
-
-    /// Everything that ClickHouse holds is gone, as after the loss of its disk. It must not run.
-    pub fn drop_clickhouse_data(&self) {
-        assert!(self.clickhouse.is_none(), "ClickHouse runs");
-        std::fs::remove_dir_all(&self.clickhouse_settings.data_dir).expect("its folder");
-    }
-
-    /// Keeps a copy of everything that ClickHouse holds. It must not run.
-    pub fn back_up_clickhouse(&self) {
-        self.copy(&self.clickhouse_settings.data_dir, &self.dir.path().join("backup"));
-    }
-
-    /// Puts the copy in the place of what ClickHouse holds. It must not run.
-    pub fn restore_clickhouse(&self) {
-        self.drop_clickhouse_data();
-        self.copy(&self.dir.path().join("backup"), &self.clickhouse_settings.data_dir);
-    }
-
-    fn copy(&self, from: &Path, to: &Path) {
-        assert!(self.clickhouse.is_none(), "ClickHouse runs");
-        let copied = Command::new("cp").arg("-a").args([from, to]).status().expect("cp starts");
-        assert!(copied.success(), "{} was not copied", from.display());
-    }
-
     /// Where a role writes.
     pub fn log(&self, role: Role) -> PathBuf {
         self.dir.path().join(format!("{}.log", role.name()))
@@ -412,43 +306,24 @@ impl System {
 
     /// The pid of a role.
     pub fn pid(&self, role: Role) -> u32 {
-        self.roles[&role].id()
-    }
-
-    /// The pid of the broker.
-    pub fn kafka_pid(&self) -> u32 {
-        self.kafka.as_ref().expect("Kafka runs").pid()
-    }
-
-    /// The pid of ClickHouse.
-    pub fn clickhouse_pid(&self) -> u32 {
-        self.clickhouse.as_ref().expect("ClickHouse runs").pid()
-    }
-
-    /// Where ClickHouse listens.
-    pub const fn clickhouse_address(&self) -> std::net::SocketAddr {
-        self.clickhouse_settings.listen
+        locked(&self.roles)[&role].id()
     }
 
     /// Whether a role has not ended.
-    pub fn runs(&mut self, role: Role) -> bool {
-        self.roles.get_mut(&role).is_some_and(|child| child.try_wait().expect("a child").is_none())
+    pub fn runs(&self, role: Role) -> bool {
+        locked(&self.roles).get_mut(&role).is_some_and(|child| child.try_wait().expect("a child").is_none())
     }
 }
 
 impl Drop for System {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
-        for (role, child) in &mut self.roles {
+        for (role, child) in locked(&self.roles).iter_mut() {
             // It may have ended by itself.
             let _ = child.kill();
             let _ = child.wait();
             if failed {
-                eprintln!(
-                    "---- the end of {}'s log\n{}",
-                    role.name(),
-                    tail(&self.dir.path().join(format!("{}.log", role.name())))
-                );
+                eprintln!("---- the end of {}'s log\n{}", role.name(), self.log_tail(*role));
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::system::MODELS;
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A client whose connection is refused tries again so often,
-const REFUSED_TRIES: u32 = 1200;
+const REFUSED_TRIES: usize = 3600;
 /// after so long.
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -233,18 +233,18 @@ impl Planned {
         Bytes::from(body.to_string())
     }
 
-    /// Sends it, and sees what comes.
-    pub async fn send(self, client: &Client, gateway: &str, keys: &[String]) -> Seen {
+    /// Sends it to a gateway, or to the next one where nobody listens, and sees what comes.
+    async fn send(self, client: &Client, gateways: &[String], keys: &[String]) -> Seen {
         let key = match self.shape {
             Shape::BadKey => "tg_nobody",
             _ => &keys[self.key],
         };
-        let url = format!("{gateway}{}", self.path());
-        let body = self.body();
+        let (path, body) = (self.path(), self.body());
         let mut seen =
             Seen { plan: self, status: None, request_id: None, usage: None, tokens: 0, whole: false, code: None };
         let mut tries = 0;
         let answer = loop {
+            let url = format!("{}{path}", gateways[tries % gateways.len()]);
             match client.open(Method::POST, &url, Some(key), Some(body.clone())).await {
                 Ok(answer) => break answer,
                 // Nobody listens: a gateway that was killed is about to be there again.
@@ -329,7 +329,18 @@ impl Seen {
 
 /// Sends them all, `at_once` of them at a time; gives what was seen, by number.
 pub async fn run(client: &Client, gateway: &str, keys: &[String], plans: Vec<Planned>, at_once: usize) -> Vec<Seen> {
-    let sent = plans.into_iter().map(|plan| plan.send(client, gateway, keys));
+    run_at(client, &[gateway.to_owned()], keys, plans, at_once).await
+}
+
+/// The same of several gateways: the first one, or the next where nobody listens.
+pub async fn run_at(
+    client: &Client,
+    gateways: &[String],
+    keys: &[String],
+    plans: Vec<Planned>,
+    at_once: usize,
+) -> Vec<Seen> {
+    let sent = plans.into_iter().map(|plan| plan.send(client, gateways, keys));
     let mut seen: Vec<Seen> = futures_util::stream::iter(sent).buffer_unordered(at_once).collect().await;
     seen.sort_by_key(|seen| seen.plan.number);
     seen

@@ -176,7 +176,7 @@ async fn tenants(options: &Options) {
 
 async fn fresh(options: &Options) {
     println!("{} events per second for {} s ...", options.rate, options.seconds);
-    let (mut system, kafka) = system(4).await;
+    let (system, kafka) = system(4).await;
     system.start_role(Role::Fold).await;
     let time = Duration::from_secs(options.seconds);
     let ages = fresh::measure(&system, &kafka, 100, options.rate, time).await;

@@ -11,7 +11,7 @@ use promises::oracle::admitted;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_audit_says_what_a_tenant_used_and_which_row_is_not_as_the_log_says() {
-    let mut system = System::start(0).await;
+    let system = System::start(0).await;
     let keys = shop(&system).await;
     let seen = run(&system.client, &system.url(Role::Gateway, ""), &keys, plan(80, keys.len(), 31), 16).await;
     system.settled(&admitted(&seen)).await;

@@ -178,7 +178,7 @@ async fn a_gateway_serves_and_restarts_while_the_broker_is_away() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_was_away_begins_with_what_changed_meanwhile() {
-    let mut system = System::start(0).await;
+    let system = System::start(0).await;
     let keys = shop(&system).await;
     for round in 0..3 {
         let (id, before) = new_key(&system, TENANTS[0]).await;

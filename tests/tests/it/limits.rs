@@ -80,7 +80,7 @@ async fn a_hard_token_limit_holds_under_concurrency_and_rises_at_once() {
     })
     .await;
     put(&system, "plans/hard", &plan(spent)).await;
-    let mut system = system;
+    let system = system;
     system.stop(Role::Gateway).await;
     system.start_role(Role::Gateway).await;
     until("the gateway to refuse", SOON * 10, async || {

@@ -113,7 +113,7 @@ async fn billed(system: &System) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_lets_streams_come_to_their_end_and_a_second_signal_does_not_and_nothing_is_lost() {
-    let mut system = System::start(20_000).await;
+    let system = System::start(20_000).await;
     let keys = shop(&system).await;
     let (client, url) = (system.client.clone(), system.url(Role::Gateway, "/v1/chat/completions"));
     let (begun, has_begun) = oneshot::channel();

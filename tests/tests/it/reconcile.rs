@@ -13,7 +13,7 @@ fn report(said: &str) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn figures_are_the_same_amid_traffic_and_after_it_and_a_changed_count_is_named() {
-    let mut system = System::start(300).await;
+    let system = System::start(300).await;
     let keys = shop(&system).await;
     let gateway = system.url(Role::Gateway, "");
     let traffic = run(&system.client, &gateway, &keys, plan(120, keys.len(), 47), 16);

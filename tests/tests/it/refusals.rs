@@ -29,7 +29,7 @@ fn error(answer: &Answer) -> (u16, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bad_requests_get_clear_errors_and_the_gateway_goes_on() {
-    let mut system = System::start(0).await;
+    let system = System::start(0).await;
     models(&system).await;
     let plan = json!({"name": "One model", "models": [MODELS[0]]});
     let key = tenant(&system, "acme", &plan).await;

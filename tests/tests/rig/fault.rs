@@ -2,7 +2,7 @@
 
 use promises::traffic::Dice;
 
-/// See `World::suffer` for what each does.
+/// See `World::strike` for what each does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// kill -9 of the gateway, with requests open.
@@ -54,7 +54,7 @@ pub(crate) enum Fault {
 }
 
 /// All of them, the common ones more often.
-const ALL: [(Fault, u64); 23] = [
+const ALL: [(Fault, usize); 23] = [
     (Fault::Gateway, 4),
     (Fault::GatewayAgainAndAgain, 1),
     (Fault::GatewaySleeps, 2),
@@ -80,20 +80,80 @@ const ALL: [(Fault, u64); 23] = [
     (Fault::ClickHouseUnreachable, 3),
 ];
 
-impl Fault {
-    /// The next one of a seed, of those whose name has `only` in it.
-    pub(crate) fn draw(dice: &mut Dice, only: &str) -> Self {
-        let some = || ALL.into_iter().filter(|(fault, _)| fault.name().contains(only));
-        let all: u64 = some().map(|(_, weight)| weight).sum();
-        assert!(all > 0, "no fault is called {only:?}");
-        let mut at = dice.below(all);
-        for (fault, weight) in some() {
-            if at < weight {
-                return fault;
-            }
-            at -= weight;
+/// What is under one fault at a time. Faults of different parts overlap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Gateway,
+    OtherGateway,
+    Fold,
+    OtherFolds,
+    Billing,
+    Broker,
+    WayToBroker,
+    ClickHouse,
+    WayToClickHouse,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Gateway,
+        Self::OtherGateway,
+        Self::Fold,
+        Self::OtherFolds,
+        Self::Billing,
+        Self::Broker,
+        Self::WayToBroker,
+        Self::ClickHouse,
+        Self::WayToClickHouse,
+    ];
+}
+
+/// Faults are drawn as cards: each is there as often as its weight, and comes back when all were drawn.
+pub(crate) struct Deck {
+    cards: Vec<Fault>,
+    left: Vec<Fault>,
+}
+
+impl Deck {
+    /// Those whose name has `only` in it.
+    pub(crate) fn of(only: &str) -> Self {
+        let some = ALL.into_iter().filter(|(fault, _)| fault.name().contains(only));
+        let cards: Vec<Fault> = some.flat_map(|(fault, weight)| std::iter::repeat_n(fault, weight)).collect();
+        assert!(!cards.is_empty(), "no fault is called {only:?}");
+        Self { cards, left: Vec::new() }
+    }
+
+    pub(crate) fn draw(&mut self, dice: &mut Dice) -> Fault {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.cards);
         }
-        Self::Gateway
+        let at = dice.below(self.left.len() as u64);
+        self.left.swap_remove(usize::try_from(at).unwrap())
+    }
+}
+
+impl Fault {
+    /// Whom it hurts.
+    pub(crate) const fn parts(self) -> &'static [Part] {
+        match self {
+            Self::Gateway | Self::GatewayAgainAndAgain | Self::GatewaySleeps | Self::GatewayStops | Self::SpoolFull => {
+                &[Part::Gateway]
+            }
+            Self::GatewayStopsWithoutBroker => &[Part::Gateway, Part::Broker],
+            Self::OtherGateway => &[Part::OtherGateway],
+            Self::Fold | Self::FoldSleeps => &[Part::Fold],
+            Self::FoldsJoinAndLeave | Self::FoldTwice => &[Part::OtherFolds],
+            Self::Broker | Self::BrokerAway | Self::BrokerSleeps => &[Part::Broker],
+            Self::BrokerUnreachable => &[Part::WayToBroker],
+            Self::ClickHouse
+            | Self::ClickHouseAway
+            | Self::ClickHouseLosesItsDisk
+            | Self::ClickHouseRestored
+            | Self::ClickHouseSleeps
+            | Self::TableDropped => &[Part::ClickHouse],
+            Self::ClickHouseUnreachable => &[Part::WayToClickHouse],
+            Self::Billing => &[Part::Billing],
+        }
     }
 
     /// As the summary calls it.

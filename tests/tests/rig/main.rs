@@ -2,8 +2,8 @@
 //! seed while clients send, and an oracle that holds what every client received. When the dust settles, the oracle, the rows, the
 //! aggregates, the balances, the usage API and the invoice previews are the same.
 //!
-//! `FAULTS=200 SEED=7 make test-faults` draws so many, a thousand without; a failure says its seed, and the same seed draws the same faults.
-//! `ONLY='disk full'` draws only those whose name has it.
+//! `FAULTS=200 SEED=7 make test-faults` draws so many, a thousand without; the same seed draws the same faults, and a failure says
+//! with which words it is drawn again. `ONLY='disk full'` draws only those whose name has it.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -12,96 +12,93 @@
 )]
 
 mod fault;
+mod strike;
+mod tally;
 mod world;
 
-use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fault::Fault;
+use fault::{Deck, Fault};
 use promises::traffic::Dice;
-use world::World;
+use tally::Tally;
+use world::{Drawn, World};
 
 /// Faults of the short form, which runs with all tests.
 const SHORT: u64 = 12;
 /// After so many faults everything is waited for and compared.
 const ROUND: u64 = 12;
+/// Faults that strike together, at most.
+const TOGETHER: u64 = 4;
+/// A world has seen enough after so many.
+const WORLD: u64 = 400;
+/// Partitions of a world of the short form, and of the worlds of the long one in turn.
+const SHORT_PARTITIONS: i32 = 3;
+const PARTITIONS: [i32; 3] = [1, 3, 12];
+/// Faults with a window that is far too small, at most, until a line stands still.
+const SMALL_WINDOW: u64 = 20;
 
-fn variable(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+/// A setting of the rig, if it is there.
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
-/// How far it is.
-struct Tally {
-    began: Instant,
-    of: u64,
-    done: BTreeMap<&'static str, u64>,
-}
-
-impl Tally {
-    fn count(&self) -> u64 {
-        self.done.values().sum()
+/// The worlds of a run: partitions, faults and seed of each.
+fn worlds() -> Vec<(i32, u64, u64)> {
+    let (faults, seed) = (variable("FAULTS").unwrap_or(SHORT), variable("SEED").unwrap_or(1));
+    if faults <= SHORT || variable::<i32>("PARTITIONS").is_some() {
+        return vec![(variable("PARTITIONS").unwrap_or(SHORT_PARTITIONS), faults, seed)];
     }
-
-    fn tell(&self, requests: usize) {
-        let (done, took) = (self.count(), self.began.elapsed());
-        let left = took.mul_f64((self.of.saturating_sub(done)) as f64 / done.max(1) as f64);
-        println!(
-            "{done} of {} faults, {requests} requests, {:.1} faults per minute, {} min left",
-            self.of,
-            done as f64 * 60.0 / took.as_secs_f64(),
-            left.as_secs().div_ceil(60)
-        );
-    }
-}
-
-async fn draw(partitions: i32, faults: u64, seed: u64, tally: &mut Tally) {
-    println!("{partitions} partitions, {faults} faults, seed {seed}");
-    let mut dice = Dice::new(seed);
-    let mut world = World::new(partitions).await;
-    let only = std::env::var("ONLY").unwrap_or_default();
-    let mut left = faults;
-    while left > 0 {
-        for _ in 0..ROUND.min(left) {
-            let fault = Fault::draw(&mut dice, &only);
-            println!("  {fault:?}");
-            world.suffer(fault, &mut dice).await;
-            *tally.done.entry(fault.name()).or_default() += 1;
-            left -= 1;
-        }
-        world.settle().await;
-        tally.tell(world.requests());
-    }
+    let count = faults.div_ceil(WORLD).max(PARTITIONS.len() as u64);
+    let partitions = PARTITIONS.into_iter().cycle();
+    (0..count).zip(partitions).map(|(n, p)| (p, faults / count + u64::from(n < faults % count), seed + n)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_dies_each_token_is_counted_once() {
-    let (faults, seed) = (variable("FAULTS", SHORT), variable("SEED", 1));
-    let mut tally = Tally { began: Instant::now(), of: faults, done: BTreeMap::new() };
-    for (part, partitions) in (0..).zip([1, 3, 12]) {
-        draw(partitions, faults / 3 + u64::from(part < faults % 3), seed + part, &mut tally).await;
+    let worlds = worlds();
+    let mut tally = Tally::new(worlds.iter().map(|(_, faults, _)| faults).sum());
+    for (partitions, faults, seed) in worlds {
+        tally.enter(partitions, seed);
+        let (mut dice, mut deck) = (Dice::new(seed), Deck::of(&std::env::var("ONLY").unwrap_or_default()));
+        let mut world = World::new(partitions, seed).await;
+        let mut left = faults;
+        while left > 0 {
+            let mut round = ROUND.min(left);
+            left -= round;
+            while round > 0 {
+                let together = (1 + dice.below(TOGETHER)).min(round);
+                round -= together;
+                let drawn = (0..together).map(|_| Drawn::new(deck.draw(&mut dice), &mut dice)).collect();
+                tally.suffer(&mut world, drawn).await;
+            }
+            tally.settle(&world).await;
+        }
+        a_small_window(&mut world, &mut dice, &mut tally).await;
     }
-    println!("\n| fault | times |\n|---|---|");
-    tally.done.iter().for_each(|(fault, times)| println!("| {fault} | {times} |"));
-    assert_eq!(tally.count(), faults);
+    tally.finish();
 }
 
-/// What doubles when the window is far too small is found, and never passes in silence.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_a_window_that_is_absurdly_small_nothing_doubles_in_silence() {
-    let seed = variable("SEED", 1);
-    println!("a dedupe window of 1, seed {seed}");
-    let mut dice = Dice::new(seed);
-    let mut world = World::new(1).await;
+/// With a dedupe window that is absurdly small chunks double. It is found, and never passes in silence.
+async fn a_small_window(world: &mut World, dice: &mut Dice, tally: &mut Tally) {
+    tally.say("the dedupe window is one token from now on");
     world.shrink_window().await;
-    world.suffer(Fault::FoldTwice, &mut dice).await;
-    for _ in 0..variable("FAULTS", SHORT).min(20) {
+    world.two_owners().await;
+    let mut why = None;
+    for _ in 0..SMALL_WINDOW {
         let fault = if dice.below(3) == 0 { Fault::ClickHouse } else { Fault::FoldSleeps };
-        println!("  {fault:?}");
-        world.suffer(fault, &mut dice).await;
+        world.suffer(vec![Drawn::new(fault, dice)]).await;
+        why = world.stands_still().await;
+        if why.is_some() {
+            break;
+        }
     }
-    if let Some(why) = world.settles_or_stands_still(Duration::from_secs(120)).await {
-        println!("a line stands still, as it must: {why}");
+    if why.is_none() {
+        why = world.settles_or_stands_still(Duration::from_secs(120)).await;
+    }
+    if let Some(why) = why {
+        tally.say(&format!("a line stands still, as it must: {why}"));
         world.drop_tables().await;
     }
-    world.settle().await;
+    tally.settle(world).await;
 }

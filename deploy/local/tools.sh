@@ -41,6 +41,11 @@ if tool java "Kafka runs on it" default-jre-headless; then
     }
 fi
 
+# A full disk ends a build amid a crate, with the compiler's own words. What is built already needs no room again, so this only warns.
+free=$(df -Pk "$here/../.." | awk 'NR == 2 { print int($4 / 1048576) }')
+[ "${free:-99}" -ge 12 ] ||
+    say "only $free GiB are free on this disk: building, testing and the tools need some 12 GiB the first time" >&2
+
 [ -z "$problems" ] && exit 0
 {
     say "this machine lacks what Tollgate needs:$problems"

@@ -26,6 +26,21 @@ ORDER BY at
 TTL toDateTime(at) + toIntervalDay(30)
 SETTINGS index_granularity = 8192;
 
+CREATE TABLE replica_counters
+(
+    `at` DateTime64(3, 'UTC') COMMENT 'when it was asked',
+    `url` String COMMENT 'the engine, without user and password',
+    `replicas` Array(String) COMMENT 'what control calls it: more than one when it serves several models',
+    `started` DateTime64(3, 'UTC') COMMENT 'when the engine began to count; 1970 if it does not say',
+    `prompt_tokens` UInt64 COMMENT 'its counter of prompt tokens',
+    `generation_tokens` UInt64 COMMENT 'its counter of generated tokens',
+    `open` UInt64 COMMENT 'requests that it worked on, or that waited there'
+)
+ENGINE = MergeTree
+ORDER BY (url, at)
+TTL toDateTime(at) + toIntervalDay(90)
+SETTINGS index_granularity = 8192;
+
 CREATE TABLE requests
 (
     `kafka_partition` Int32,

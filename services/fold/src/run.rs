@@ -153,13 +153,14 @@ impl Start {
         let (reader, balances) = BalancesReader::open(kafka, None, Box::new(|_| {}))?;
         self.tasks.spawn("balances", DRAIN, reader.run(shutdown.clone()));
         let reconciler = Reconciler::new(kafka, clickhouse, shared.control.clone(), balances, shared.clock.clone());
-        let watch = Watch {
+        let watch = Arc::new(Watch {
             reconciler,
             given,
             every: Duration::from_secs(fold.reconcile_seconds),
             hours: fold.reconcile_hours,
             meters: WatchMeters::new(&self.metrics)?,
-        };
+        });
+        self.tasks.spawn("counters of replicas", DRAIN, watch.clone().sample(shutdown.clone()));
         self.tasks.spawn("reconciler", DRAIN, watch.run(shutdown.clone()));
         Ok(())
     }

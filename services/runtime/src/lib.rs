@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod exposition;
 pub mod http;
 pub mod metrics;
 mod readiness;

@@ -123,8 +123,8 @@ Examples:
 
 Compares, per partition and hour of the log: the log's offsets with what is folded, chunks with one another and with their
 rows, sums with rows, the counts of each request with its running count and its end, balances with the rows up to their
-offset, and bills with the rows. What is merely under way is said, and is no difference. Ends with 0 when nothing differs,
-with 1 when something does, with 2 when it could not look.";
+offset, bills with the rows, and what each vLLM counted itself with its requests. What is merely under way is said, and is no
+difference. Ends with 0 when nothing differs, with 1 when something does, with 2 when it could not look.";
 
 const SCHEMAS_EXAMPLES: &str = "\
 Examples:

@@ -146,7 +146,11 @@ fn place(found: &DifferenceShown) -> String {
     let line = found.topic.as_ref().zip(found.partition).map(|(topic, partition)| format!("{topic}/{partition}"));
     let tenant = found.tenant.as_ref().map(ToString::to_string);
     let model = found.model.as_ref().map(ToString::to_string);
-    [line, found.hour.clone(), tenant, model].into_iter().flatten().collect::<Vec<_>>().join(", ")
+    [line, found.hour.clone(), tenant, model, found.replica.clone()]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn per_day(app: &App, usage: &Usage) -> Result<PerDay, Problem> {

@@ -27,7 +27,7 @@ pub(crate) struct SideShown {
 /// Two figures that must be the same, and are not.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct DifferenceShown {
-    /// `log`, `chunks`, `rows`, `aggregates`, `counts`, `ends`, `balances` or `invoices`.
+    /// `log`, `chunks`, `rows`, `aggregates`, `counts`, `ends`, `balances`, `invoices` or `replicas`.
     pub(crate) check: String,
     pub(crate) topic: Option<String>,
     pub(crate) partition: Option<i32>,
@@ -37,6 +37,8 @@ pub(crate) struct DifferenceShown {
     pub(crate) tenant: Option<TenantId>,
     #[schema(value_type = Option<String>)]
     pub(crate) model: Option<ModelId>,
+    /// The replicas that an engine is, by name.
+    pub(crate) replica: Option<String>,
     /// What is counted: a token class, `requests`, `rows`, `offsets` and the like.
     pub(crate) figure: String,
     pub(crate) one: SideShown,
@@ -59,6 +61,7 @@ pub(crate) struct PendingShown {
     pub(crate) hour: Option<String>,
     #[schema(value_type = Option<String>)]
     pub(crate) tenant: Option<TenantId>,
+    pub(crate) replica: Option<String>,
     /// Why not.
     pub(crate) said: String,
 }

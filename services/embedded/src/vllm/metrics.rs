@@ -15,6 +15,7 @@ pub(super) fn load(stats: &Stats) -> i64 {
 pub(super) fn render(state: &State) -> String {
     let stats = &state.engine.stats;
     let mut page = Page { out: String::new(), model: state.settings.model().to_owned(), created: state.started };
+    page.process();
     let gauge = |value: &std::sync::atomic::AtomicI64| value.load(Ordering::Acquire) as f64;
     let count = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Acquire) as f64;
     page.gauge("num_requests_running", "Number of requests in model execution batches.", gauge(&stats.running));
@@ -85,6 +86,13 @@ struct Page {
 }
 
 impl Page {
+    /// What the client library says of the process itself.
+    fn process(&mut self) {
+        let (name, created) = ("process_start_time_seconds", number(self.created));
+        let help = "Start time of the process since unix epoch in seconds.";
+        let _ = write!(self.out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {created}\n");
+    }
+
     fn family(&mut self, name: &str, help: &str, kind: &str) {
         let _ = write!(self.out, "# HELP vllm:{name} {help}\n# TYPE vllm:{name} {kind}\n");
     }

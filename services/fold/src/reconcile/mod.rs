@@ -3,10 +3,11 @@
 //! Nothing that is merely under way is a difference. The position is read before the log's bounds; a chunk is one part, and is
 //! seen whole or not at all; sums of an hour are compared once the hour is over in the log, or when nothing was written between
 //! both readings; a balance is compared up to the offset that it names; and a request that one topic has is missed in the other
-//! only when its source has vouched there for a later time. What cannot be compared yet is said.
+//! only when its source has vouched there for a later time; what a replica counted itself lies between what it must and may be. What cannot be compared yet is said.
 
 mod compare;
 mod log;
+mod replicas;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -172,7 +173,14 @@ impl Reconciler {
         self.requests(&mut report, &lines, hours).await?;
         self.balances(&mut report, &lines, &balances).await?;
         self.bills(&mut report, &balances).await?;
+        self.replicas(&mut report, &lines, hours).await?;
         Ok(report)
+    }
+
+    /// Asks the replicas for their counters, and keeps them for comparisons.
+    pub(crate) async fn take_counters(&self) -> Result<(), ReconcileError> {
+        let samples = replicas::sample(&self.control.load().state, self.now()).await;
+        Ok(self.clickhouse.keep_replica_counters(&samples).await?)
     }
 
     /// Those of periods that are not over, the last published first.
@@ -363,6 +371,25 @@ impl Reconciler {
             match (bill(state, balance, rows), bill(state, balance, shown)) {
                 (Some(rows), Some(shown)) => compare::bill(report, &place, &rows, &shown),
                 _ => report.pending(Check::Invoices, place, "there is no such tenant in control".to_owned()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The counters of replicas that were kept in some hours, and what their requests are counted as.
+    async fn replicas(&self, report: &mut Report, lines: &[Line], hours: LogHours) -> Result<(), ReconcileError> {
+        let open = lines.iter().flat_map(|line| line.sources.values()).filter(|source| source.end.is_none());
+        let vouched = open.map(|source| source.watermark).min().unwrap_or(self.now());
+        let samples = self.clickhouse.replica_counters(hours).await?;
+        for samples in samples.chunk_by(|one, next| one.url == next.url) {
+            let lives = replicas::lives(samples, vouched, self.now());
+            if lives.is_empty() {
+                replicas::pending(report, &samples[0].replicas);
+            }
+            for life in lives {
+                let (from, to) = replicas::span(life);
+                let usage = self.clickhouse.replica_usage(&life.1.replicas, from, to, replicas::SKEW).await?;
+                replicas::compare(report, life, &usage);
             }
         }
         Ok(())

@@ -27,11 +27,13 @@ pub enum Check {
     Balances,
     /// Bills as they are reckoned for people, and out of the rows.
     Invoices,
+    /// The replicas' own counters, and what their requests are counted as.
+    Replicas,
 }
 
 impl Check {
     /// All of them, in the order in which they are made.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Log,
         Self::Chunks,
         Self::Rows,
@@ -40,6 +42,7 @@ impl Check {
         Self::Ends,
         Self::Balances,
         Self::Invoices,
+        Self::Replicas,
     ];
 
     /// Its name in interfaces.
@@ -53,6 +56,7 @@ impl Check {
             Self::Ends => "ends",
             Self::Balances => "balances",
             Self::Invoices => "invoices",
+            Self::Replicas => "replicas",
         }
     }
 }
@@ -69,6 +73,7 @@ impl Check {
             Self::Ends => "last counts of requests, and their ends",
             Self::Balances => "published balances, and the rows up to their offset",
             Self::Invoices => "bills, and the rows of their periods",
+            Self::Replicas => "the engines' own counters, and their requests",
         }
     }
 }
@@ -91,12 +96,20 @@ pub struct Place {
     /// Of which model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelId>,
+    /// The replicas that one engine is, by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
 }
 
 impl Place {
     /// A partition of a topic.
     pub fn line(topic: &'static str, partition: i32) -> Self {
         Self { topic: Some(topic), partition: Some(partition), ..Self::default() }
+    }
+
+    /// An engine, by the replicas that it is.
+    pub fn replica(replicas: &[String]) -> Self {
+        Self { replica: Some(replicas.join(", ")), ..Self::default() }
     }
 
     /// The same in one hour of the log.
@@ -119,7 +132,8 @@ impl fmt::Display for Place {
         let hour = self.hour.as_ref().map(|hour| format!("hour {hour}"));
         let tenant = self.tenant.as_ref().map(|tenant| format!("tenant {tenant}"));
         let model = self.model.as_ref().map(|model| format!("model {model}"));
-        let parts: Vec<_> = [line, hour, tenant, model].into_iter().flatten().collect();
+        let replica = self.replica.as_ref().map(|replica| format!("replica {replica}"));
+        let parts: Vec<_> = [line, hour, tenant, model, replica].into_iter().flatten().collect();
         f.write_str(&parts.join(", "))
     }
 }
@@ -141,7 +155,7 @@ pub struct Difference {
     /// Where.
     #[serde(flatten)]
     pub place: Place,
-    /// What is counted: a token class, `requests`, `rows`, `offsets`, `chunks`.
+    /// What is counted: a token class, `requests`, `rows`, `offsets`, `chunks`, `prompt tokens`, `generated tokens`.
     pub figure: &'static str,
     /// What it should be, by one side.
     pub one: Side,

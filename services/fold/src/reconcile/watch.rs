@@ -1,6 +1,8 @@
-//! The running reconciler: compares now and then, and keeps what it finds for people, metrics and the log.
+//! The running reconciler: takes the replicas' counters, compares now and then, and keeps what it finds for people, metrics and
+//! the log.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runtime::metrics::{self, Histogram, IntCounter, IntGauge, IntGaugeVec, Name, SECONDS};
@@ -71,13 +73,39 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// Takes the counters of the replicas until shutdown, beside the comparisons: however long these take, samples are regular.
+    pub(crate) async fn sample(self: Arc<Self>, shutdown: Shutdown) -> Result<(), Infallible> {
+        while shutdown.sleep(self.every).await {
+            if !self.is_ours() {
+                continue;
+            }
+            let taken = async {
+                self.reconciler.ready().await;
+                self.reconciler.take_counters().await
+            };
+            let taken = tokio::select! {
+                taken = taken => taken,
+                () = shutdown.cancelled() => break,
+            };
+            if let Err(error) = taken {
+                self.meters.errors.inc();
+                tracing::warn!(%error, "the replicas' counters could not be kept");
+            }
+        }
+        Ok(())
+    }
+
+    fn is_ours(&self) -> bool {
+        self.given.borrow().as_ref().is_some_and(|given| given.contains(&PARTITION))
+    }
+
     /// Compares until shutdown. What cannot be read is counted, and tried again the next time.
-    pub(crate) async fn run(self, shutdown: Shutdown) -> Result<(), Infallible> {
+    pub(crate) async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), Infallible> {
         let mut known = Vec::new();
         let mut pause = self.every;
         while shutdown.sleep(pause).await {
             let begun = Instant::now();
-            if !self.given.borrow().as_ref().is_some_and(|given| given.contains(&PARTITION)) {
+            if !self.is_ours() {
                 self.meters.forget();
                 known.clear();
                 pause = self.every;

@@ -2,7 +2,6 @@
 
 mod budget;
 mod choose;
-mod exposition;
 mod guard;
 pub(crate) mod health;
 mod lease;

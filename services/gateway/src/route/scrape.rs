@@ -4,10 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use runtime::Shutdown;
+use runtime::{Shutdown, exposition};
 
 use super::guard::Told;
-use super::{Pool, Replica, exposition};
+use super::{Pool, Replica};
 use crate::forward::Client;
 use crate::kind;
 use crate::settings::Guard;

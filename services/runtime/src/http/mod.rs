@@ -1,5 +1,6 @@
 //! Serving HTTP: listening, a drain within a budget, and the routes that every role has.
 
+pub mod client;
 mod server;
 
 use std::net::SocketAddr;

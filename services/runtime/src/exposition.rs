@@ -1,15 +1,15 @@
-//! Prometheus' text form, as far as a gauge's sum over its labels: what cannot be read is passed over.
+//! Prometheus' text form, as far as the sum of a metric over its labels: what cannot be read is passed over.
 
 /// The sum of the samples with this name; none if there is none. A value that is no finite number makes it none too: what
 /// is absurd says nothing.
-pub(super) fn sum(text: &str, name: &str) -> Option<f64> {
+pub fn sum(text: &str, name: &str) -> Option<f64> {
     let values = text.lines().filter_map(|line| sample(line, name));
     let sum = values.fold(None, |sum: Option<f64>, value| Some(sum.unwrap_or(0.0) + value))?;
     sum.is_finite().then_some(sum)
 }
 
 /// The largest of the samples with this name, likewise.
-pub(super) fn max(text: &str, name: &str) -> Option<f64> {
+pub fn max(text: &str, name: &str) -> Option<f64> {
     let values = text.lines().filter_map(|line| sample(line, name));
     let max = values.fold(None, |max: Option<f64>, value| {
         Some(max.map_or(value, |max| if value.is_nan() || value > max { value } else { max }))

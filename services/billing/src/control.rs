@@ -81,11 +81,11 @@ pub(crate) async fn put(
     when: Precondition,
 ) -> Result<Put, Problem> {
     let kind = document.kind();
-    let (there, revision) = write(app, actor, kind, id, when, |_| Ok(Some(document.clone()))).await?;
+    let (there, revision) = write(app, actor, kind, id, when, |_, _| Ok(Some(document.clone()))).await?;
     Ok(Put { revision, created: !there })
 }
 
-/// Makes a document what `becomes` makes of the one that is there. None deletes it.
+/// Makes a document what `becomes` makes of the state and of the one that is there. None deletes it.
 /// Gives whether it was there, and the revision after.
 pub(crate) async fn write(
     app: &App,
@@ -93,14 +93,14 @@ pub(crate) async fn write(
     kind: Kind,
     id: &str,
     when: Precondition,
-    becomes: impl Fn(Option<&Document>) -> Result<Option<Document>, Problem>,
+    becomes: impl Fn(&ControlState, Option<&Document>) -> Result<Option<Document>, Problem>,
 ) -> Result<(bool, u64), Problem> {
     let mut last = None;
     for _ in 0..TRIES {
         let control = app.control()?;
         let (found, now) = current(&control.state, kind, id);
         when.check(found, now.is_some())?;
-        let document = becomes(now)?;
+        let document = becomes(&control.state, now)?;
         if document.as_ref() == now {
             return Ok((now.is_some(), found));
         }
@@ -112,7 +112,7 @@ pub(crate) async fn write(
             }
             // Another one came first, and is in the view by now: with a condition it no longer holds, without one the
             // write is to be over that one.
-            Err(WriteError::Rejected(rejected @ Rejected::Conflict { .. })) => {
+            Err(WriteError::Rejected(rejected @ (Rejected::Conflict { .. } | Rejected::Overtaken { .. }))) => {
                 count(app, kind, "conflict");
                 last = Some(rejected);
             }

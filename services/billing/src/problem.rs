@@ -194,7 +194,7 @@ impl From<Rejected> for Problem {
         let detail = rejected.to_string();
         let conflict = |code, title| Self::new(StatusCode::CONFLICT, code, title, detail.clone());
         match rejected {
-            Rejected::Conflict { .. } => conflict("conflict", "Another write came first"),
+            Rejected::Conflict { .. } | Rejected::Overtaken { .. } => conflict("conflict", "Another write came first"),
             Rejected::InUse(..) => conflict("in_use", "Something else names it"),
             Rejected::Final => conflict("final", "It stays as it was made"),
             Rejected::Taken(..) => conflict("already_there", "Another document says the same"),

@@ -344,6 +344,7 @@ mod tests {
             made_at: at(time),
             request: None,
             dead_letter: None,
+            after: None,
         }
     }
 

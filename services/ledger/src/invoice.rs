@@ -312,6 +312,7 @@ mod tests {
             made_at: Micros(0),
             request: None,
             dead_letter: None,
+            after: None,
         }
     }
 

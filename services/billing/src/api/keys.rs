@@ -276,7 +276,7 @@ pub(crate) async fn rotate(
     // The new one first: if what follows fails, there is a key that nobody has, and none that is missing.
     let made = made(&app, &caller, secret, new).await?;
     let end = Micros(now.0.saturating_add(i64::from(body.overlap_seconds) * 1_000_000));
-    let becomes = |now: Option<&Document>| match now {
+    let becomes = |_: &ControlState, now: Option<&Document>| match now {
         Some(Document::ApiKey(now)) if now.tenant == owner => {
             let expires_at = Some(now.expires_at.map_or(end, |before| before.min(end)));
             Ok(Some(Document::ApiKey(ApiKey { expires_at, ..now.clone() })))
@@ -330,7 +330,7 @@ pub(crate) async fn put(
     let KeyBody { project, sha256, expires_at, revoked, scopes, limits } = body;
     let (expires_at, scopes, limits) = (expires_at.map(Micros::from), each_once(scopes), limits.into());
     let new = ApiKey { expires_at, revoked, scopes, limits, ..ApiKey::new(owner.clone(), project, sha256) };
-    let becomes = |now: Option<&Document>| match now {
+    let becomes = |_: &ControlState, now: Option<&Document>| match now {
         Some(Document::ApiKey(now)) if now.tenant != owner => Err(Problem::not_found("key", &key_id)),
         _ => Ok(Some(Document::ApiKey(new.clone()))),
     };
@@ -354,7 +354,7 @@ pub(crate) async fn revoke(
     let owner = owner(&id)?;
     let key_id = key_id(&key)?;
     let when = Precondition::of(&headers)?;
-    let becomes = |now: Option<&Document>| match now {
+    let becomes = |_: &ControlState, now: Option<&Document>| match now {
         Some(Document::ApiKey(now)) if now.tenant == owner => {
             Ok(Some(Document::ApiKey(ApiKey { revoked: true, ..now.clone() })))
         }

@@ -1,6 +1,6 @@
 //! The API under `/api/v1`, and its description as OpenAPI.
 
-mod adjustments;
+pub(crate) mod adjustments;
 pub(crate) mod documents;
 mod figures;
 mod keys;

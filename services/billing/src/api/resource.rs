@@ -142,7 +142,7 @@ pub(crate) async fn delete<T: Resource>(
 ) -> Result<StatusCode, Problem> {
     caller.admin()?;
     let when = Precondition::of(&headers)?;
-    let gone = |now: Option<&Document>| match now {
+    let gone = |_: &ControlState, now: Option<&Document>| match now {
         Some(_) => Ok(None),
         None => Err(Problem::not_found(T::KIND.as_str(), &id)),
     };

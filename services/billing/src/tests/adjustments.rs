@@ -1,9 +1,16 @@
 //! Corrections of usage: made once, by the admin, listed for ever, never changed; what cannot be is refused in plain words.
 
 use axum::http::{Method, StatusCode};
+use ledger::control::{Deltas, Document, Kind, UsageAdjustment, Write};
+use ledger::ids::{ApiKeyId, ModelVersion};
+use ledger::time::{Micros, Slot};
+use ledger::tokens::TokenCounts;
 use serde_json::{Value, json};
+use sql::RatingLine;
+use uuid::Uuid;
 
-use super::memory::{ADMIN, Answer, Billing};
+use super::memory::{ADMIN, Answer, Billing, NOW};
+use crate::api::adjustments::write;
 
 const ID: &str = "8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a69";
 const OTHER: &str = "8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a70";
@@ -89,4 +96,83 @@ async fn what_cannot_be_is_refused_and_nothing_is_kept() {
     }
     assert_eq!(put(&billing, "no-uuid", ADMIN, &more()).await.problem(), (400, "invalid_id".into()));
     assert_eq!(billing.get("adjustments", ADMIN).await.json()["data"], json!([]));
+}
+
+/// What was used of a version with a key: so many input tokens, by one request.
+fn used(version: &str, key: u128, input: u64) -> RatingLine {
+    RatingLine {
+        tenant: "acme".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        api_key: ApiKeyId(Uuid::from_u128(key)),
+        model: "llama".parse().unwrap(),
+        version: version.parse().unwrap(),
+        endpoint: "chat/completions".into(),
+        slot: Slot::of(Micros(NOW)),
+        log_hour: None,
+        tokens: TokenCounts { input, ..TokenCounts::default() },
+        requests: 1,
+    }
+}
+
+/// A correction of all of it, or of the part that is named.
+fn adjustment(version: Option<&str>, key: Option<u128>, input: i64) -> UsageAdjustment {
+    UsageAdjustment {
+        tenant: "acme".parse().unwrap(),
+        project: "default".parse().unwrap(),
+        model: "llama".parse().unwrap(),
+        version: version.map(|version| version.parse::<ModelVersion>().unwrap()),
+        endpoint: None,
+        api_key: key.map(|key| ApiKeyId(Uuid::from_u128(key))),
+        slot: Slot::of(Micros(NOW)).start(),
+        deltas: Deltas { input, ..Deltas::default() },
+        reason: "counted twice".into(),
+        by: "admin".into(),
+        made_at: Micros(NOW),
+        request: None,
+        dead_letter: None,
+        after: None,
+    }
+}
+
+#[tokio::test]
+async fn two_at_once_take_no_more_together_than_was_used() {
+    let (billing, ..) = Billing::shop().await;
+    let lines = [used("v1", 1, 10)];
+    let first = |id: &str, input: i64, after: u64| {
+        let document = UsageAdjustment { after: Some(after), ..adjustment(None, None, input) };
+        let (kind, document) = (Kind::UsageAdjustment, Some(Document::UsageAdjustment(document)));
+        billing.log.first(Write { kind, id: id.into(), expected_revision: 0, document });
+    };
+    // Each is checked while nothing is there, and finds another one before it in the log.
+    first(OTHER, -7, 0);
+    let refused = write(&billing.app, ID, adjustment(None, None, -4), &lines).await.unwrap_err();
+    assert_eq!(serde_json::to_value(&refused).unwrap()["code"], "more_than_used", "{refused:?}");
+    first("8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a71", -1, 1);
+    let (there, kept) = write(&billing.app, ID, adjustment(None, None, -2), &lines).await.unwrap();
+    assert_eq!((there, kept.after), (false, Some(2)), "what is still there beside the other one is taken");
+    let (there, again) = write(&billing.app, ID, adjustment(None, None, -2), &[]).await.unwrap();
+    assert_eq!((there, again), (true, kept), "asked again it is what it was");
+    let state = &billing.app.control().unwrap().state;
+    assert_eq!(state.adjustments().map(|(_, made)| made.deltas.input).sum::<i64>(), -10);
+}
+
+#[tokio::test]
+async fn no_part_that_a_correction_is_in_comes_below_zero() {
+    let (billing, ..) = Billing::shop().await;
+    let lines = [used("v1", 1, 60), used("v1", 2, 40), used("v2", 1, 100)];
+    for (number, (version, key, input, fits)) in (0u128..).zip([
+        (Some("v2"), Some(2), -1, false),
+        (Some("v1"), None, -90, true),
+        (Some("v1"), Some(1), -11, false),
+        (Some("v1"), Some(1), -10, true),
+        (None, Some(1), -151, false),
+        (None, None, -101, false),
+        (None, None, 1, true),
+        (None, None, -101, true),
+        (Some("v2"), None, -1, false),
+    ]) {
+        let made = adjustment(version, key, input);
+        let written = write(&billing.app, &Uuid::from_u128(number).to_string(), made, &lines).await;
+        assert_eq!(written.is_ok(), fits, "{version:?} {key:?} {input}: {written:?}");
+    }
 }

@@ -17,7 +17,7 @@ use stream::balances::BalancesView;
 use stream::control::{ControlPublisher, ControlSnapshot, ControlView, WriteError, Written};
 use tower::ServiceExt as _;
 
-use crate::app::{App, ControlLog, Parts, Pending};
+use crate::app::{App, ControlLog, Parts, Pending, Shared};
 use crate::auth::sha256;
 use crate::server;
 
@@ -81,6 +81,7 @@ impl ControlLog for Memory {
 
 /// Billing under test.
 pub(super) struct Billing {
+    pub(super) app: Shared,
     pub(super) router: Router,
     pub(super) log: Arc<Log>,
     pub(super) clock: ManualClock,
@@ -141,9 +142,10 @@ impl Billing {
             metrics: metrics.clone(),
             admin_key_sha256: Some(sha256(ADMIN)),
             secure_cookie: false,
-        });
-        let router = server::router(app.unwrap(), metrics, Readiness::new());
-        Self { router, log, clock }
+        })
+        .unwrap();
+        let router = server::router(app.clone(), metrics, Readiness::new());
+        Self { app, router, log, clock }
     }
 
     /// Two tenants with a plan, a model, prices, and a key each.

@@ -105,3 +105,17 @@ pub(crate) async fn corrections_are_lines_of_their_own(role: &Role) {
     assert_eq!(trail["data"].as_array().unwrap().len(), 3);
     assert_eq!(role.get("adjustments?tenant=globex").await["data"], json!([]));
 }
+
+/// Four at once, at two processes, of which two take all that was used: whoever comes first in the log.
+pub(crate) async fn many_at_once_take_no_more_than_was_used(role: &Role, other: &Role) {
+    let body = json!({"tenant": "acme", "project": "default", "model": "llama", "at": tenth(3).to_rfc3339(),
+        "deltas": {"input": -2_000_000}, "reason": "at once"});
+    let made = async |role: &Role, number: u32| {
+        role.api("PUT", &format!("adjustments/8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a1{number}"), &body).await
+    };
+    let (a, b, c, d) = tokio::join!(made(role, 1), made(other, 2), made(role, 3), made(other, 4));
+    let answers = [a, b, c, d];
+    let made = answers.iter().filter(|(status, _)| *status == 201).count();
+    let refused = answers.iter().filter(|(_, answer)| answer["code"] == "more_than_used").count();
+    assert_eq!((made, refused), (2, 2), "{answers:?}");
+}

@@ -165,6 +165,10 @@ async fn every_figure_is_that_of_the_rows_and_the_page_shows_what_the_api_gives(
     page(&role).await;
     corrections::late_usage_is_told_apart(&role, &clickhouse).await;
     corrections::corrections_are_lines_of_their_own(&role).await;
+    let other = Role::start(&folder.path().join("other"), &kafka.brokers(), engine.settings());
+    other.until_ready(true).await;
+    corrections::many_at_once_take_no_more_than_was_used(&role, &other).await;
+    other.stop().await.unwrap();
     figures(&role).await;
 
     // Without ClickHouse figures are refused, control goes on, and all is said.

@@ -117,6 +117,7 @@ fn a_correction_is_in_a_balance_of_its_control_and_may_be_lacking_in_an_older_on
         made_at: Micros(0),
         request: None,
         dead_letter: None,
+        after: None,
     };
     let tokens = TokenCounts { output: 100, ..TokenCounts::default() };
     let rows = BalanceSum { tenant: "acme".parse().unwrap(), model: "m1".parse().unwrap(), tokens, requests: 1 };

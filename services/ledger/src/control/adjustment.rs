@@ -55,6 +55,11 @@ impl Deltas {
         TokenClass::ALL.into_iter().try_fold(0i64, |sum, class| sum.checked_add(self.of(class)))
     }
 
+    /// Whether any of them is below zero.
+    pub fn take_away(&self) -> bool {
+        self.all().into_iter().any(|count| count < 0)
+    }
+
     const fn all(&self) -> [i64; 5] {
         [self.input, self.cached_input, self.output, self.reasoning, self.requests]
     }
@@ -90,6 +95,20 @@ pub struct UsageAdjustment {
     pub request: Option<RequestId>,
     /// The dead letter that it is about: `topic/partition/offset`.
     pub dead_letter: Option<String>,
+    /// Beside how many others of the same [`Corrected`] it was found to take away no more than there is: it holds only if no
+    /// other one has come since. Absent in one that takes nothing away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+}
+
+/// What is corrected: of corrections of the same, one may take away what another one has taken already.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each is the key that it names")]
+pub struct Corrected {
+    pub tenant: TenantId,
+    pub project: ProjectId,
+    pub model: ModelId,
+    pub slot: Slot,
 }
 
 impl UsageAdjustment {
@@ -98,9 +117,15 @@ impl UsageAdjustment {
         Slot::of(self.slot)
     }
 
-    /// Whether it says the same as another, whoever made them when.
+    /// What it corrects.
+    pub fn corrected(&self) -> Corrected {
+        let (tenant, project, model) = (self.tenant.clone(), self.project.clone(), self.model.clone());
+        Corrected { tenant, project, model, slot: self.slot() }
+    }
+
+    /// Whether it says the same as another, whoever made them when, beside whatever others.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        *self == Self { by: self.by.clone(), made_at: self.made_at, ..other.clone() }
+        *self == Self { by: self.by.clone(), made_at: self.made_at, after: self.after, ..other.clone() }
     }
 
     /// Whether it can be kept.

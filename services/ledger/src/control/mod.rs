@@ -3,12 +3,12 @@
 mod adjustment;
 mod documents;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-pub use adjustment::{AdjustmentError, Deltas, REASON_MAX, UsageAdjustment};
+pub use adjustment::{AdjustmentError, Corrected, Deltas, REASON_MAX, UsageAdjustment};
 pub use documents::{
     ApiKey, Canary, Limits, Model, Plan, Pool, Price, Replica, ReplicaKind, Scope, ServiceTier, Spool, Tenant,
     WhenPeriodUsed, WhenSpoolFull,
@@ -168,6 +168,16 @@ pub enum Rejected {
     /// A correction stays as it was made.
     #[error("a usage adjustment is never changed and never deleted: make another one that reverses it")]
     Final,
+    /// Another correction of the same came first: together they might take away more than there is.
+    #[error(
+        "it was checked beside {expected} other corrections of the same usage, and there are {found}: check it again"
+    )]
+    Overtaken {
+        /// How many it was checked beside.
+        expected: u64,
+        /// How many there are.
+        found: u64,
+    },
     /// The correction cannot be kept.
     #[error(transparent)]
     Adjustment(#[from] AdjustmentError),
@@ -191,6 +201,8 @@ pub struct ControlState {
     documents: BTreeMap<(Kind, String), Versioned>,
     /// Who claims what: see [`Claim`].
     claims: BTreeMap<Claim, String>,
+    /// The ids of the corrections of the same.
+    corrections: BTreeMap<Corrected, BTreeSet<String>>,
 }
 
 /// What only one document of a kind can stand for: it would be unclear which of two holds.
@@ -243,6 +255,16 @@ impl ControlState {
         })
     }
 
+    /// All corrections of this.
+    pub fn corrections_of(&self, corrected: &Corrected) -> impl Iterator<Item = &UsageAdjustment> {
+        self.corrections.get(corrected).into_iter().flatten().filter_map(|id| {
+            match self.get(Kind::UsageAdjustment, id) {
+                Some(Document::UsageAdjustment(made)) => Some(made),
+                _ => None,
+            }
+        })
+    }
+
     /// Every document with its kind, id and revision, those deleted (absent) too: all that a state is, to be stored.
     pub fn entries(&self) -> impl Iterator<Item = (Kind, &str, u64, Option<&Document>)> {
         self.documents.iter().map(|((kind, id), v)| (*kind, id.as_str(), v.revision, v.document.as_ref()))
@@ -288,6 +310,9 @@ impl ControlState {
         for claim in of(versioned.document.as_ref()) {
             self.claims.insert(claim, id.clone());
         }
+        if let Some(Document::UsageAdjustment(made)) = &versioned.document {
+            self.corrections.entry(made.corrected()).or_default().insert(id.clone());
+        }
         self.documents.insert((kind, id), versioned);
     }
 
@@ -330,9 +355,13 @@ impl ControlState {
     fn check_adjustment(&self, adjustment: &UsageAdjustment) -> Result<(), Rejected> {
         adjustment.check()?;
         let named = [(Kind::Tenant, adjustment.tenant.as_str()), (Kind::Model, adjustment.model.as_str())];
-        match named.into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
-            Some((kind, id)) => Err(Rejected::Missing(kind, id.to_owned())),
-            None => Ok(()),
+        if let Some((kind, id)) = named.into_iter().find(|(kind, id)| self.get(*kind, id).is_none()) {
+            return Err(Rejected::Missing(kind, id.to_owned()));
+        }
+        let found = self.corrections.get(&adjustment.corrected()).map_or(0, |ids| ids.len() as u64);
+        match adjustment.after {
+            Some(expected) if expected != found => Err(Rejected::Overtaken { expected, found }),
+            _ => Ok(()),
         }
     }
 

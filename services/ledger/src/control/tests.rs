@@ -62,6 +62,7 @@ fn a_correction_is_made_once_and_stays_as_it_is() {
             made_at: Micros(1),
             request: None,
             dead_letter: None,
+            after: None,
         })
     };
     let less = Deltas { output: -5, ..Deltas::default() };
@@ -93,6 +94,53 @@ fn a_correction_is_made_once_and_stays_as_it_is() {
     let gone = Write { kind: Kind::Tenant, id: "acme".into(), expected_revision: 1, document: None };
     assert_eq!(state.apply(&gone), Ok(2), "a correction holds nobody back");
     assert_eq!(state.adjustments().map(|(id, made)| (id, made.deltas.output)).collect::<Vec<_>>(), [(id, -5)]);
+}
+
+/// A state with a tenant and a model.
+fn shop() -> ControlState {
+    let mut state = ControlState::default();
+    let model = Document::Model(Model::new("v1".parse().unwrap(), "llama"));
+    for write in [write("free", 0, plan(1)), write("acme", 0, tenant()), write("llama", 0, model)] {
+        state.apply(&write).unwrap();
+    }
+    state
+}
+
+#[test]
+fn a_correction_that_was_checked_beside_others_holds_beside_those_alone() {
+    let mut state = shop();
+    let made = |number: u128, project: &str, slot: i64, after: Option<u64>| {
+        let made = UsageAdjustment {
+            tenant: "acme".parse().unwrap(),
+            project: project.parse().unwrap(),
+            model: "llama".parse().unwrap(),
+            version: None,
+            endpoint: None,
+            api_key: None,
+            slot: Slot(slot).start(),
+            deltas: Deltas { input: 1, ..Deltas::default() },
+            reason: "why".to_owned(),
+            by: "admin".to_owned(),
+            made_at: Micros(1),
+            request: None,
+            dead_letter: None,
+            after,
+        };
+        write(&uuid::Uuid::from_u128(number).to_string(), 0, Document::UsageAdjustment(made))
+    };
+    let overtaken = |expected, found| Err(Rejected::Overtaken { expected, found });
+    assert_eq!(state.apply(&made(1, "search", 0, Some(1))), overtaken(1, 0));
+    assert_eq!(state.apply(&made(1, "search", 0, Some(0))), Ok(1));
+    assert_eq!(state.apply(&made(2, "search", 0, Some(0))), overtaken(0, 1), "of two at once the second");
+    assert_eq!(state.apply(&made(3, "search", 0, None)), Ok(1), "which takes nothing away");
+    assert_eq!(state.apply(&made(2, "search", 0, Some(1))), overtaken(1, 2));
+    assert_eq!(state.apply(&made(2, "search", 0, Some(2))), Ok(1));
+    assert_eq!(state.apply(&made(4, "search", 1, Some(0))), Ok(1), "of another time");
+    assert_eq!(state.apply(&made(5, "chat", 0, Some(0))), Ok(1), "of another project");
+    let entries = state.entries().map(|(kind, id, revision, d)| (kind, id.to_owned(), revision, d.cloned()));
+    let mut restored = ControlState::restore(entries);
+    assert_eq!(restored, state);
+    assert_eq!(restored.apply(&made(6, "search", 0, Some(0))), overtaken(0, 3), "by the state of a snapshot too");
 }
 
 #[test]

@@ -423,7 +423,7 @@ fn load(file: &SnapshotFile) -> Option<Stored> {
 
 const fn code(rejected: &Rejected) -> &'static str {
     match rejected {
-        Rejected::Conflict { .. } => "conflict",
+        Rejected::Conflict { .. } | Rejected::Overtaken { .. } => "conflict",
         Rejected::Missing(..) => "missing",
         Rejected::InUse(..) => "in_use",
         Rejected::Taken(..) => "taken",

@@ -131,7 +131,7 @@ fn unavailable(error: &KafkaError) -> WriteError {
 /// here may have been written elsewhere a moment ago.
 const fn for_ever(rejected: &Rejected) -> bool {
     match rejected {
-        Rejected::Conflict { expected, found } => *expected < *found,
+        Rejected::Conflict { expected, found } | Rejected::Overtaken { expected, found } => *expected < *found,
         Rejected::OtherKind(_)
         | Rejected::Id(_)
         | Rejected::NoUuid(_)

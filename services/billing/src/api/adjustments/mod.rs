@@ -1,16 +1,17 @@
 //! Corrections of usage: made once under an id that the client chooses, listed for ever, never changed.
 
+mod enough;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
-use ledger::control::{Deltas, Document, Kind, UsageAdjustment};
+use ledger::control::{ControlState, Deltas, Document, Kind, Rejected, UsageAdjustment};
 use ledger::ids::{ApiKeyId, ModelId, ModelVersion, ProjectId, RequestId, TenantId};
 use ledger::time::{Micros, Slot};
-use ledger::tokens::{TokenClass, TokenCounts};
 use serde::{Deserialize, Serialize};
-use sql::{RatingLine, Scope};
+use sql::RatingLine;
 use utoipa::{IntoParams, ToSchema};
 
 use super::resource::{Known, Page, PageQuery, tagged};
@@ -145,6 +146,7 @@ impl AdjustmentBody {
             made_at,
             request: self.request,
             dead_letter: self.dead_letter,
+            after: None,
         })
     }
 }
@@ -225,82 +227,32 @@ pub(crate) async fn put(
     let id = id.to_string();
     let made = body.made(caller.actor(), app.now())?;
     made.check().map_err(|error| Problem::value(error.to_string()))?;
-    if app.control()?.state.revision(Kind::UsageAdjustment, &id) == 0 {
-        leaves_nothing_below_zero(&app, &made).await?;
-    }
-    let becomes = |now: Option<&Document>| match now {
-        Some(Document::UsageAdjustment(there)) if !there.says_the_same(&made) => {
-            Err(ledger::control::Rejected::Final.into())
-        }
-        Some(there) => Ok(Some(there.clone())),
-        None => Ok(Some(Document::UsageAdjustment(made.clone()))),
-    };
-    let (there, _) =
-        control::write(&app, &caller.actor(), Kind::UsageAdjustment, &id, Precondition::None, becomes).await?;
-    let control = app.control()?;
-    let kept = match control.state.get(Kind::UsageAdjustment, &id) {
-        Some(Document::UsageAdjustment(kept)) => kept.clone(),
-        _ => made,
-    };
+    let is_new = app.control()?.state.revision(Kind::UsageAdjustment, &id) == 0;
+    let used = if is_new && made.deltas.take_away() { enough::used(&app, &made).await? } else { Vec::new() };
+    let (there, kept) = write(&app, &id, made, &used).await?;
     Ok(tagged(if there { StatusCode::OK } else { StatusCode::CREATED }, 1, shown(&id, &kept)?))
 }
 
-/// Whether a line of usage is of what a correction is about: of all that it names, or of project and model alone.
-fn is_about(made: &UsageAdjustment, line: &RatingLine, all_named: bool) -> bool {
-    let same = line.project == made.project && line.model == made.model;
-    let named = made.version.as_ref().is_none_or(|version| *version == line.version)
-        && made.endpoint.as_ref().is_none_or(|endpoint| *endpoint == line.endpoint)
-        && made.api_key.is_none_or(|key| key == line.api_key);
-    same && (named || !all_named)
-}
-
-/// Whether another correction is about the same: by all that is named, or by project and model alone.
-fn is_beside(made: &UsageAdjustment, other: &UsageAdjustment, all_named: bool) -> bool {
-    let place = |one: &UsageAdjustment| (one.tenant.clone(), one.project.clone(), one.model.clone(), one.slot);
-    let named = |one: &UsageAdjustment| (one.version.clone(), one.endpoint.clone(), one.api_key);
-    place(made) == place(other) && (!all_named || named(made) == named(other))
-}
-
-/// What is taken away must have been used: in the slot, of the project and model, and of what else is named. Two corrections that
-/// are made at once are both held to what was there before.
-async fn leaves_nothing_below_zero(app: &App, made: &UsageAdjustment) -> Result<(), Problem> {
-    let deltas = made.deltas;
-    let counts = TokenClass::ALL.map(|class| (class.as_str(), deltas.of(class))).into_iter();
-    if counts.chain([("requests", deltas.requests)]).all(|(_, delta)| delta >= 0) {
-        return Ok(());
-    }
-    let slot = made.slot();
-    let scope = Scope::new(Some(made.tenant.clone()), slot, Slot(slot.0.saturating_add(1)));
-    let lines = app.ask("rating", app.clickhouse.rating(&scope, false)).await?;
-    let control = app.control()?;
-    for all_named in [false, true] {
-        let of: Vec<_> = lines.iter().filter(|line| is_about(made, line, all_named)).collect();
-        let before: Vec<_> = control
-            .state
-            .adjustments()
-            .map(|(_, other)| other)
-            .filter(|other| is_beside(made, other, all_named))
-            .collect();
-        let used = |class| of.iter().map(|line| i128::from(TokenCounts::of(&line.tokens, class))).sum::<i128>();
-        let corrected = |class| before.iter().map(|other| i128::from(other.deltas.of(class))).sum::<i128>();
-        for class in TokenClass::ALL.into_iter().filter(|class| deltas.of(*class) < 0) {
-            enough(class.as_str(), used(class) + corrected(class), deltas.of(class))?;
+/// Makes it, unless it was made before; gives whether it was, and what is kept. What it takes away must be there beside all
+/// corrections that are before it in the log: when another one comes in between, it is checked anew, while `used` only grows.
+pub(crate) async fn write(
+    app: &App,
+    id: &str,
+    made: UsageAdjustment,
+    used: &[RatingLine],
+) -> Result<(bool, UsageAdjustment), Problem> {
+    let becomes = |state: &ControlState, now: Option<&Document>| match now {
+        Some(Document::UsageAdjustment(there)) if !there.says_the_same(&made) => Err(Rejected::Final.into()),
+        Some(there) => Ok(Some(there.clone())),
+        None => {
+            let after = enough::check(&made, used, state)?;
+            Ok(Some(Document::UsageAdjustment(UsageAdjustment { after, ..made.clone() })))
         }
-        let requests = of.iter().map(|line| i128::from(line.requests)).sum::<i128>()
-            + before.iter().map(|other| i128::from(other.deltas.requests)).sum::<i128>();
-        enough("requests", requests, deltas.requests)?;
-    }
-    Ok(())
-}
-
-fn enough(what: &str, there: i128, delta: i64) -> Result<(), Problem> {
-    if delta >= 0 || there + i128::from(delta) >= 0 {
-        return Ok(());
-    }
-    Err(Problem::more_than_used(format!(
-        "in this quarter of an hour {} of {what} are there after earlier corrections, and {} would be taken away: a correction \
-         takes no more than was used; look at `usage` by hour",
-        there.max(0),
-        delta.unsigned_abs()
-    )))
+    };
+    let (there, _) = control::write(app, &made.by, Kind::UsageAdjustment, id, Precondition::None, becomes).await?;
+    let kept = match app.control()?.state.get(Kind::UsageAdjustment, id) {
+        Some(Document::UsageAdjustment(kept)) => kept.clone(),
+        _ => made,
+    };
+    Ok((there, kept))
 }

@@ -111,7 +111,6 @@ async fn asked(
 /// How far it is, on standard error: a line that changes on a terminal, a line now and then elsewhere.
 #[derive(Default)]
 pub(crate) struct Told {
-    began: Option<Instant>,
     /// Which line, since when, and from which offset on.
     line: Option<(&'static str, i32, Instant, i64)>,
     last: Option<Instant>,
@@ -121,13 +120,10 @@ impl Told {
     pub(crate) fn tell(&mut self, progress: Progress) {
         let Progress { topic, partition, done, of } = progress;
         let now = Instant::now();
-        self.began.get_or_insert(now);
         let (since, from) = match self.line {
             Some((t, p, since, from)) if (t, p) == (topic, partition) => (since, from),
-            _ => {
-                self.line = Some((topic, partition, now, done));
-                (now, done)
-            }
+            // The rate is known from the second time on.
+            _ => return self.line = Some((topic, partition, now, done)),
         };
         if self.last.is_some_and(|last| now - last < TELL) || done == of {
             return;

@@ -107,3 +107,60 @@ fn manifest(path: &Path, topic: &str, partition: i32) -> Result<Manifest, Archiv
         None => Ok(manifest),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sql::ClickHouseSettings;
+
+    use super::super::Point;
+    use super::*;
+
+    const TOPIC: &str = "tollgate.tokens.v1";
+
+    fn file(from: i64, to: i64) -> Manifest {
+        let point = |offset| Point { offset, ..Point::BEGINNING };
+        Manifest::new(TOPIC, 3, point(from), point(to), 1, b"PAR1")
+    }
+
+    fn read(dir: &Path) -> Result<Vec<i64>, String> {
+        let archive = Archive::new(dir, &ClickHouseSettings::default());
+        let folder = Folder::read(&archive, TOPIC, 3).map_err(|error| error.to_string())?;
+        Ok(folder.files.iter().map(|file| file.from.offset).collect())
+    }
+
+    #[test]
+    fn a_file_is_there_with_its_manifest_alone_and_leftovers_of_a_killed_run_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(read(dir.path()), Ok(vec![]), "an archive without files");
+        assert!(read(&dir.path().join("other")).unwrap_err().contains("other"), "no archive at all");
+        let archive = Archive::new(dir.path(), &ClickHouseSettings::default());
+        let mut folder = Folder::read(&archive, TOPIC, 3).unwrap();
+        folder.keep(file(0, 10), b"PAR1").unwrap();
+        folder.keep(file(20, 30), b"PAR1").unwrap();
+        std::fs::write(folder.path.join(PART), b"half a fi").unwrap();
+        std::fs::write(folder.file(&file(10, 20)), b"whole, and not yet said to be").unwrap();
+        assert_eq!(read(dir.path()), Ok(vec![0, 20]));
+        folder.keep(file(10, 20), b"PAR1").unwrap();
+        assert_eq!(read(dir.path()), Ok(vec![0, 10, 20]));
+        assert_eq!(std::fs::read(folder.file(&file(10, 20))).unwrap(), b"PAR1");
+        assert_eq!(
+            (folder.holding(19).unwrap().from.offset, folder.holding(30), folder.next_held(11)),
+            (10, None, Some(20))
+        );
+    }
+
+    #[test]
+    fn files_that_overlap_are_not_read_and_neither_is_a_manifest_under_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = Archive::new(dir.path(), &ClickHouseSettings::default());
+        let mut folder = Folder::read(&archive, TOPIC, 3).unwrap();
+        folder.keep(file(0, 10), b"PAR1").unwrap();
+        folder.keep(file(9, 12), b"PAR1").unwrap();
+        let said = read(dir.path()).unwrap_err();
+        assert!(said.contains("9-00000000000000000012.parquet") && said.contains("holds too"), "{said}");
+        let json = folder.file(&file(9, 12)).with_extension("json");
+        std::fs::rename(&json, folder.file(&file(10, 12)).with_extension("json")).unwrap();
+        let said = read(dir.path()).unwrap_err();
+        assert!(said.contains("than its name"), "{said}");
+    }
+}

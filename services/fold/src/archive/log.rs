@@ -103,7 +103,7 @@ impl<'a> Records<'a> {
     async fn find(&mut self) -> Result<(), AuditError> {
         let Self { topic, partition, position, .. } = *self;
         let first = if self.archive.is_some() { self.bounds().await?.first } else { 0 };
-        let (archive, folder) = match &self.archive {
+        let (archive, folder) = match &mut self.archive {
             Some(archive) if first > position => archive,
             _ => {
                 let opened = PartitionConsumer::open(self.kafka, GROUP, topic, partition, position);
@@ -111,13 +111,17 @@ impl<'a> Records<'a> {
                 return Ok(());
             }
         };
+        if folder.holding(position).is_none() {
+            // What Kafka deleted meanwhile may have been archived meanwhile.
+            *folder = Folder::read(archive, topic, partition)?;
+        }
         let Some(manifest) = folder.holding(position) else {
             let next = folder.next_held(position).map_or(first, |held| held.min(first));
             return Err(ArchiveError::Gap { topic, partition, from: position, to: next - 1 }.into());
         };
-        let records = archive.load(folder, manifest).await?;
-        let left: Vec<Record> = records.into_iter().filter(|record| record.offset >= position).collect();
-        self.file = left.into_iter();
+        let mut records = archive.load(folder, manifest).await?;
+        records.retain(|record| record.offset >= position);
+        self.file = records.into_iter();
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use fold::rebuild::{RebuildError, Rebuilt};
 use runtime::{Shutdown, Tasks};
 use sql::{ClickHouse, ClickHouseSettings, Table};
 
+use crate::rebuild::rows;
 use crate::servers::Servers;
 use crate::traffic::Traffic;
 use crate::{folded, is_folded, until};
@@ -88,14 +89,6 @@ async fn audit(servers: &Servers, database: &str) -> Result<usize, AuditError> {
         assert!(lines.iter().all(|line| line.offsets > 0), "{lines:#?}");
         lines.iter().map(|line| line.differences.len()).sum()
     })
-}
-
-/// What all rows of a database say, but for where chunks were cut.
-async fn rows(servers: &Servers, database: &str, table: Table) -> i64 {
-    let sql = format!(
-        "SELECT toInt64(sum(cityHash64(toString(tuple(* EXCEPT (insert_before, log_month, chunk_first))))) % 1000000000000) FROM {database}.{table} WHERE kind IN ('data', 'dead')"
-    );
-    servers.number(&sql).await
 }
 
 /// Deletes the first records of both topics in Kafka, up to within the last file of each line.

@@ -39,7 +39,7 @@ async fn stopped_after(servers: &Servers, blocks: u32) {
 }
 
 /// What all rows of a database say, but for where chunks were cut.
-async fn rows(servers: &Servers, database: &str, table: Table) -> i64 {
+pub(crate) async fn rows(servers: &Servers, database: &str, table: Table) -> i64 {
     let sql = format!(
         "SELECT toInt64(sum(cityHash64(toString(tuple(* EXCEPT (insert_before, log_month, chunk_first))))) % 1000000000000) FROM {database}.{table} WHERE kind IN ('data', 'dead')"
     );

@@ -143,10 +143,11 @@ impl Shown {
 
 /// Where a difference lies, for people.
 fn place(found: &DifferenceShown) -> String {
-    let line = found.topic.as_ref().zip(found.partition).map(|(topic, partition)| format!("{topic}/{partition}"));
-    let tenant = found.tenant.as_ref().map(ToString::to_string);
-    let model = found.model.as_ref().map(ToString::to_string);
-    [line, found.hour.clone(), tenant, model, found.replica.clone()]
+    let line =
+        found.place.topic.as_ref().zip(found.place.partition).map(|(topic, partition)| format!("{topic}/{partition}"));
+    let tenant = found.place.tenant.as_ref().map(ToString::to_string);
+    let model = found.place.model.as_ref().map(ToString::to_string);
+    [line, found.place.hour.clone(), tenant, model, found.place.replica.clone()]
         .into_iter()
         .flatten()
         .collect::<Vec<_>>()

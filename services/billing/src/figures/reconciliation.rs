@@ -24,11 +24,9 @@ pub(crate) struct SideShown {
     pub(crate) is: i64,
 }
 
-/// Two figures that must be the same, and are not.
+/// Where, as far as it can be told.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub(crate) struct DifferenceShown {
-    /// `log`, `chunks`, `rows`, `aggregates`, `counts`, `ends`, `balances`, `invoices` or `replicas`.
-    pub(crate) check: String,
+pub(crate) struct PlaceShown {
     pub(crate) topic: Option<String>,
     pub(crate) partition: Option<i32>,
     /// The hour of the log.
@@ -39,6 +37,15 @@ pub(crate) struct DifferenceShown {
     pub(crate) model: Option<ModelId>,
     /// The replicas that an engine is, by name.
     pub(crate) replica: Option<String>,
+}
+
+/// Two figures that must be the same, and are not.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub(crate) struct DifferenceShown {
+    /// `log`, `chunks`, `rows`, `aggregates`, `counts`, `ends`, `balances`, `invoices` or `replicas`.
+    pub(crate) check: String,
+    #[serde(flatten)]
+    pub(crate) place: PlaceShown,
     /// What is counted: a token class, `requests`, `rows`, `offsets` and the like.
     pub(crate) figure: String,
     pub(crate) one: SideShown,
@@ -56,12 +63,8 @@ pub(crate) struct DifferenceShown {
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(crate) struct PendingShown {
     pub(crate) check: String,
-    pub(crate) topic: Option<String>,
-    pub(crate) partition: Option<i32>,
-    pub(crate) hour: Option<String>,
-    #[schema(value_type = Option<String>)]
-    pub(crate) tenant: Option<TenantId>,
-    pub(crate) replica: Option<String>,
+    #[serde(flatten)]
+    pub(crate) place: PlaceShown,
     /// Why not.
     pub(crate) said: String,
 }

@@ -48,10 +48,10 @@ const NOT_TWO: &[(&str, u32)] = &[
     ("VND", 0),
 ];
 
-/// The currencies with 2 decimals that are taken.
+/// The currencies with 2 decimals that are taken. XTS is ISO's for testing, which nobody can pay in: a tenant that is not billed has it.
 const WITH_TWO: &[&str] = &[
     "AED", "AUD", "BRL", "CAD", "CHF", "CNY", "CZK", "DKK", "EUR", "GBP", "HKD", "HUF", "IDR", "ILS", "INR", "MXN",
-    "MYR", "NOK", "NZD", "PHP", "PLN", "RON", "SAR", "SEK", "SGD", "THB", "TRY", "TWD", "UAH", "USD", "ZAR",
+    "MYR", "NOK", "NZD", "PHP", "PLN", "RON", "SAR", "SEK", "SGD", "THB", "TRY", "TWD", "UAH", "USD", "XTS", "ZAR",
 ];
 
 impl Currency {

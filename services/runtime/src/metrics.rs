@@ -116,6 +116,10 @@ names! {
     BillingQueries = "tollgate_billing_query_seconds", "Duration of a ClickHouse query, by name.";
     BillingUnrated = "tollgate_billing_unrated_total", "Usage lines without a price in an answer. An alarm.";
     BillingControlWrites = "tollgate_billing_control_writes_total", "Writes to the control log, by kind and outcome.";
+    // canary
+    CanaryRounds = "tollgate_canary_rounds_total", "Rounds of the canary by outcome: billed, late, excess, refused, unread.";
+    CanaryBilledAfter = "tollgate_canary_billed_after_seconds", "Time from the end of an answer to its request being in the usage API; late ones too, once they are.";
+    CanaryLast = "tollgate_canary_last_success_timestamp_seconds", "When a round last was billed exactly and in time, in seconds since the Unix epoch; 0 before the first.";
     // traces
     TracesSpans = "tollgate_traces_spans_total", "Spans by what became of them: exported; dropped, as the queue was full; failed, as the collector did not take them.";
     // every process
@@ -221,6 +225,10 @@ pub const ANSWER_SECONDS: &[f64] =
 /// Bounds for the time to a first token: a prompt may be read for long, and a request may wait in a queue before.
 pub const FIRST_TOKEN_SECONDS: &[f64] =
     &[0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0];
+
+/// Bounds for the time until usage is seen: what is late by an outage is late by minutes or hours.
+pub const BILLED_SECONDS: &[f64] =
+    &[0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0];
 
 /// Bounds for the time between two tokens.
 pub const TOKEN_SECONDS: &[f64] =

@@ -11,7 +11,7 @@ const ABOUT: &str = "Meters, limits and bills self-hosted LLM serving.";
 
 const SETTINGS: &str = "\
 Settings: one TOML file (--config, or the variable TOLLGATE_CONFIG), and variables TOLLGATE__SECTION__KEY, which win.
-Sections: [kafka] [clickhouse] [gateway] [spool] [fold] [billing] [log] [dev]; one file can serve every role.";
+Sections: [kafka] [clickhouse] [gateway] [spool] [fold] [billing] [canary] [log] [dev]; one file can serve every role.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +58,18 @@ Examples:
 
 Sections: [kafka] [clickhouse] [billing] [log]. Serves the API under /api/v1 (OpenAPI at /api/v1/openapi.json), the console at
 /, /healthz, /readyz and /metrics on [billing] listen, port 8081.";
+
+const CANARY_EXAMPLES: &str = "\
+Examples:
+  tollgate canary --config tollgate.toml
+  tollgate canary --once                     one round, for a script or a timer
+  tollgate canary --once --json | jq .outcome
+  TOLLGATE__CANARY__KEY=tg_... TOLLGATE__CANARY__MODEL=llama-3.1-8b tollgate canary --once
+
+Sections: [canary] [log]. Sends a tiny chat through the gateway now and then, and asks the usage API until exactly that is there:
+late, more than was used, refused by the gateway and not answered by billing are failures, in the log, in metrics and on /readyz. It
+needs a key of a tenant of its own, which is never billed (docs/canary.md). Serves /healthz, /readyz and /metrics on [canary] listen,
+port 8083. Once, it ends with 0 when all was billed as it was answered, with 1 when not, with 2 when it could not look.";
 
 const MIGRATE_EXAMPLES: &str = "\
 Examples:
@@ -160,6 +172,9 @@ pub(crate) enum Command {
     /// Serves the control API, usage, costs, balances, invoice previews and the console
     #[command(after_help = BILLING_EXAMPLES)]
     Billing(Role),
+    /// Sends tiny requests as a tenant of its own, and holds the usage API to what their answers told
+    #[command(after_help = CANARY_EXAMPLES)]
+    Canary(Canary),
     /// Makes the topics in Kafka and the tables in ClickHouse; safe to run again, and from two places at once
     #[command(after_help = MIGRATE_EXAMPLES)]
     Migrate(Migrate),
@@ -253,6 +268,9 @@ pub(crate) struct Ports {
     /// The simulated vLLM that serves mistral-7b [default: 8001]
     #[arg(long, value_name = "PORT")]
     pub(crate) mistral_port: Option<u16>,
+    /// The canary: health and metrics [default: 8083]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) canary_port: Option<u16>,
 }
 
 /// How fast the simulated vLLM of `tollgate dev` are.
@@ -278,6 +296,19 @@ pub(crate) struct Role {
     /// Check the settings, say everything that is wrong with them, and exit
     #[arg(long)]
     pub(crate) validate: bool,
+}
+
+/// `tollgate canary`.
+#[derive(Debug, Args)]
+pub(crate) struct Canary {
+    #[command(flatten)]
+    pub(crate) role: Role,
+    /// One round, with a request that is not streamed and one that is; prints what it saw
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Answer in JSON, for programs
+    #[arg(long, requires = "once")]
+    pub(crate) json: bool,
 }
 
 /// `tollgate migrate`.

@@ -2,6 +2,7 @@
 
 mod archive;
 mod audit;
+mod canary;
 mod cli;
 mod dead_letters;
 mod dev;
@@ -43,6 +44,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Gateway(role) => roles::gateway(role).await,
         Command::Fold(role) => roles::fold(role).await,
         Command::Billing(role) => roles::billing(role).await,
+        Command::Canary(options) => roles::canary(options).await,
         Command::Migrate(options) => roles::migrate(options).await,
         Command::Doctor(options) => Ok(doctor::run(options).await),
         Command::DeadLetters(options) => dead_letters::run(options.command).await,

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use runtime::{Shutdown, telemetry};
 
+use crate::canary;
 use crate::cli;
 use crate::migrate::{self, Scope};
-use crate::settings::{For, Section, Settings, Uses};
+use crate::settings::{For, Section, Settings, Uses, in_section};
 use crate::web;
 
 /// How long `migrate` waits for servers that do not answer yet.
@@ -63,6 +64,36 @@ pub(crate) async fn billing(role: cli::Role) -> Result<ExitCode, Box<dyn Error>>
         (billing.listen, Box::pin(billing::run(billing::RunSettings { billing, kafka, clickhouse }, shutdown)))
     })
     .await
+}
+
+struct CanaryRole;
+
+impl Uses for CanaryRole {
+    const SECTIONS: &'static [Section] = &[Section::Canary];
+
+    fn missing(settings: &Settings) -> Vec<String> {
+        in_section("canary", settings.canary.missing())
+    }
+}
+
+/// `tollgate canary`.
+pub(crate) async fn canary(options: cli::Canary) -> Result<ExitCode, Box<dyn Error>> {
+    if options.once {
+        return Ok(canary_once(&options).await.unwrap_or_else(|error| {
+            eprintln!("tollgate: {error}");
+            canary::NO_ANSWER.into()
+        }));
+    }
+    serve::<CanaryRole, _>("canary", &options.role, |all, shutdown| {
+        (all.canary.listen, Box::pin(canary::run(all.canary, shutdown)))
+    })
+    .await
+}
+
+/// Its log would stand between the lines.
+async fn canary_once(options: &cli::Canary) -> Result<ExitCode, Box<dyn Error>> {
+    let Some(settings) = settings::<CanaryRole>("canary", &options.role)? else { return Ok(ExitCode::SUCCESS) };
+    Ok(canary::once(settings.canary, options.json).await?)
 }
 
 /// Runs a role until a signal, or until it fails; says when it is ready. `start` gives its address and its work.

@@ -9,6 +9,7 @@ use sql::ClickHouseSettings;
 use stream::kafka::KafkaSettings;
 use stream::spool::SpoolSettings;
 
+use crate::canary::settings::CanarySettings;
 use crate::dev::settings::DevSettings;
 
 /// The whole file.
@@ -23,6 +24,7 @@ pub(crate) struct Settings {
     pub(crate) gateway: gateway::Settings,
     pub(crate) fold: fold::Settings,
     pub(crate) billing: billing::Settings,
+    pub(crate) canary: CanarySettings,
     pub(crate) dev: DevSettings,
 }
 
@@ -36,6 +38,7 @@ pub(crate) enum Section {
     Gateway,
     Fold,
     Billing,
+    Canary,
     Dev,
 }
 
@@ -49,6 +52,7 @@ impl Section {
         Self::Gateway,
         Self::Fold,
         Self::Billing,
+        Self::Canary,
         Self::Dev,
     ];
 
@@ -61,6 +65,7 @@ impl Section {
             Self::Gateway => "gateway",
             Self::Fold => "fold",
             Self::Billing => "billing",
+            Self::Canary => "canary",
             Self::Dev => "dev",
         }
     }
@@ -76,6 +81,7 @@ impl Settings {
             Section::Gateway => self.gateway.validate(),
             Section::Fold => self.fold.validate(),
             Section::Billing => self.billing.validate(),
+            Section::Canary => self.canary.validate(),
             Section::Dev => self.dev.validate(),
         };
         in_section(section.name(), problems)
@@ -83,7 +89,7 @@ impl Settings {
 }
 
 /// Says in which section it is wrong, in one way for all: `[kafka] brokers must be ...`.
-fn in_section(name: &str, problems: Vec<String>) -> Vec<String> {
+pub(crate) fn in_section(name: &str, problems: Vec<String>) -> Vec<String> {
     let inner = format!("{name}.");
     problems.iter().map(|problem| format!("[{name}] {}", problem.strip_prefix(&inner).unwrap_or(problem))).collect()
 }
@@ -92,6 +98,11 @@ fn in_section(name: &str, problems: Vec<String>) -> Vec<String> {
 /// is for other roles, and only its spelling and its types are checked.
 pub(crate) trait Uses {
     const SECTIONS: &'static [Section];
+
+    /// What it cannot be without, and has no default for.
+    fn missing(_: &Settings) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The settings of a process that [`Uses`] some of them.
@@ -111,6 +122,7 @@ impl<U: Uses> Validate for For<U> {
     fn validate(&self) -> Vec<String> {
         let mut problems = in_section("log", self.all.log.validate());
         problems.extend(U::SECTIONS.iter().flat_map(|section| self.all.problems(*section)));
+        problems.extend(U::missing(&self.all));
         problems
     }
 }

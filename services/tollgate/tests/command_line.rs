@@ -73,6 +73,26 @@ fn sound_settings_are_said_to_be_and_nothing_is_started() {
 }
 
 #[test]
+fn a_canary_without_a_key_says_what_it_needs_and_what_was_set_is_looked_at() {
+    for arguments in [&["canary", "--validate"][..], &["canary", "--once"]] {
+        let output = tollgate(arguments, &[("TOLLGATE__CANARY__BOUND_SECONDS", "0")]);
+        let said = said(&output);
+        assert!(!output.status.success(), "{said}");
+        for wanted in ["[canary] key must be set", "[canary] model must be set", "[canary] bound_seconds"] {
+            assert!(said.contains(wanted), "{wanted} in {said}");
+        }
+    }
+    let set = [("TOLLGATE__CANARY__KEY", "tg_hunter2"), ("TOLLGATE__CANARY__MODEL", "m")];
+    assert!(tollgate(&["canary", "--validate"], &set).status.success());
+    let nowhere =
+        [set[0], set[1], ("TOLLGATE__CANARY__BILLING", "http://127.0.0.1:1"), ("TOLLGATE__CANARY__BOUND_SECONDS", "1")];
+    let output = tollgate(&["canary", "--once", "--json"], &nowhere);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &report["outcome"]), (Some(2), &"unread".into()), "{report:#}");
+    assert!(!said(&output).contains("hunter2"), "{report:#}");
+}
+
+#[test]
 fn dev_refuses_what_cannot_take_effect() {
     let output = tollgate(&["dev", "--validate"], &[("TOLLGATE__KAFKA__BROKERS", "127.0.0.1:1")]);
     let said = said(&output);

@@ -84,7 +84,7 @@ fn every_role_takes_the_settings_that_it_is_given() {
         roles.push(command[0].clone());
     }
     roles.sort();
-    assert_eq!(roles, ["billing", "fold", "gateway", "migrate"]);
+    assert_eq!(roles, ["billing", "canary", "fold", "gateway", "migrate"]);
 }
 
 #[test]

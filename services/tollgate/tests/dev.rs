@@ -173,10 +173,16 @@ fn what_dies_comes_back_a_killed_dev_loses_nothing_and_a_stop_is_clean() {
     dev.up();
     let (well, found) = doctor(&data);
     assert!(well, "{found}");
-    assert!(found.contains("every model has a price") && found.contains("replica sim-mistral"), "{found}");
+    assert!(
+        found.contains("every model has a price")
+            && found.contains("the canary")
+            && found.contains("replica sim-mistral"),
+        "{found}"
+    );
 
     chat(&data);
     until("the usage", || used(&data, 12, 5, 1));
+    until("the canary's first round", || doctor(&data).1.contains("is billed as it is answered"));
 
     // A second dev on the same data.
     let mut second = Dev::start(&data, "second", &[]);
@@ -195,7 +201,7 @@ fn what_dies_comes_back_a_killed_dev_loses_nothing_and_a_stop_is_clean() {
     chat(&data);
     let children = dev.children();
     signal(dev.child.id(), "-KILL");
-    assert!(children.len() == 8, "{children:?}");
+    assert!(children.len() == 9, "{children:?}");
     dev.wait();
     until("the children's end", || children.iter().all(|(pid, _)| !is_alive(*pid)));
 
@@ -204,7 +210,7 @@ fn what_dies_comes_back_a_killed_dev_loses_nothing_and_a_stop_is_clean() {
     again.up();
     let (well, found) = doctor(&data);
     assert!(well, "{found}");
-    assert!(found.contains("1 tenants, 1 keys, 2 models, 2 replicas"), "{found}");
+    assert!(found.contains("2 tenants, 2 keys, 2 models, 2 replicas"), "{found}");
     until("both requests, once each", || used(&data, 24, 10, 2));
     let children = again.children();
     signal(again.child.id(), "-TERM");

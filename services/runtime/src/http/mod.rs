@@ -2,6 +2,7 @@
 
 pub mod client;
 mod server;
+pub mod single;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The demo documents of `dev`: a plan, a tenant with its key, two models with a replica and prices each.
+//! The demo documents of `dev`: a plan, a tenant with its key, two models with a replica and prices each; and the canary's tenant.
 //!
 //! Written where they are missing. What was written here is brought up to date at a later start (ports change); what a
 //! person has changed or deleted since is left alone, by its revision.
@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use ledger::control::{ApiKey, ControlState, Document, Kind, Model, Plan, Price, Rejected, Replica, Tenant, Write};
+use ledger::control::{
+    ApiKey, ControlState, Document, Kind, Model, Plan, Price, Rejected, Replica, Scope, Tenant, Write,
+};
 use ledger::ids::ModelId;
 use ledger::price::PriceKey;
 use ledger::time::Micros;
@@ -21,6 +23,10 @@ use super::layout::{LLAMA, MISTRAL};
 pub(crate) const KEY: &str = "tg_demo";
 /// The key of the control API.
 pub(crate) const ADMIN_KEY: &str = "tg_admin";
+/// The API key of the canary's tenant.
+pub(crate) const CANARY_KEY: &str = "tg_canary";
+/// The canary's tenant, and its plan.
+const CANARY: &str = "canary";
 /// The demo tenant, and its plan.
 pub(crate) const TENANT: &str = "demo";
 /// Whose the writes are, in the control log.
@@ -72,8 +78,33 @@ pub(crate) fn wanted(llama: &str, mistral: &str) -> Result<Vec<Wanted>, String> 
     let tenant = Tenant::new("Demo", parsed(TENANT)?, parsed("USD")?, parsed("UTC")?);
     all.push((TENANT.to_owned(), Document::Tenant(tenant)));
     let key = ApiKey::new(parsed(TENANT)?, parsed("default")?, sha256(KEY));
-    all.push((Uuid::new_v5(&Uuid::NAMESPACE_URL, KEY.as_bytes()).to_string(), Document::ApiKey(key)));
+    all.push((key_id(KEY), Document::ApiKey(key)));
+    all.extend(canary()?);
     Ok(all)
+}
+
+/// The tenant of the canary: one model, at a price of nothing in a currency that nobody pays in.
+fn canary() -> Result<Vec<Wanted>, String> {
+    let model = parsed::<ModelId>(LLAMA)?;
+    let mut all = Vec::new();
+    for class in TokenClass::ALL {
+        let key = PriceKey { model: model.clone(), class, currency: parsed("XTS")? };
+        let document = Price { key, from: ALWAYS, per_million: parsed("0")? };
+        all.push((format!("{LLAMA}.{}.xts", class.as_str()), Document::Price(document)));
+    }
+    let plan =
+        Plan { name: "Canary".to_owned(), requests_per_minute: Some(60), models: Some(vec![model]), ..Plan::default() };
+    all.push((CANARY.to_owned(), Document::Plan(plan)));
+    let tenant = Tenant::new("Canary", parsed(CANARY)?, parsed("XTS")?, parsed("UTC")?);
+    all.push((CANARY.to_owned(), Document::Tenant(tenant)));
+    let scopes = Some(vec![Scope::Generate, Scope::Usage]);
+    let key = ApiKey { scopes, ..ApiKey::new(parsed(CANARY)?, parsed("default")?, sha256(CANARY_KEY)) };
+    all.push((key_id(CANARY_KEY), Document::ApiKey(key)));
+    Ok(all)
+}
+
+fn key_id(key: &str) -> String {
+    Uuid::new_v5(&Uuid::NAMESPACE_URL, key.as_bytes()).to_string()
 }
 
 fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {

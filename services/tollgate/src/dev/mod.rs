@@ -100,6 +100,13 @@ fn puts(layout: &Layout) -> Vec<Put> {
         Put::decided("billing", "listen", ports.address(Part::Billing), "--billing-port"),
         Put::decided("billing", "dir", path(&layout.data.join("billing")), "--data-dir"),
         Put::proposed("billing", "admin_key_sha256", demo::sha256(demo::ADMIN_KEY)),
+        Put::decided("canary", "listen", ports.address(Part::Canary), "--canary-port"),
+        Put::decided("canary", "gateway", ports.url(Part::Gateway), "--gateway-port"),
+        Put::decided("canary", "billing", ports.url(Part::Billing), "--billing-port"),
+        Put::proposed("canary", "key", demo::CANARY_KEY),
+        Put::proposed("canary", "model", layout::LLAMA),
+        // Often enough to be seen on the first day.
+        Put::proposed("canary", "interval_seconds", 300),
         Put::decided("spool", "dir", path(&layout.data.join("spool")), "--data-dir"),
         Put::proposed("log", "format", "human"),
         Put::resolved("dev", "data_dir", path(&layout.data)),

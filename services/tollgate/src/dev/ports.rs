@@ -17,10 +17,11 @@ pub(crate) enum Part {
     Registry,
     Llama,
     Mistral,
+    Canary,
 }
 
 /// All parts, in the order in which `--ports-from` counts.
-pub(crate) const PARTS: [Part; 8] = [
+pub(crate) const PARTS: [Part; 9] = [
     Part::Gateway,
     Part::Billing,
     Part::Fold,
@@ -29,6 +30,7 @@ pub(crate) const PARTS: [Part; 8] = [
     Part::Registry,
     Part::Llama,
     Part::Mistral,
+    Part::Canary,
 ];
 
 impl Part {
@@ -42,6 +44,7 @@ impl Part {
             Self::Registry => "the schema registry",
             Self::Llama => "the simulated vLLM of llama",
             Self::Mistral => "the simulated vLLM of mistral",
+            Self::Canary => "the canary",
         }
     }
 
@@ -55,6 +58,7 @@ impl Part {
             Self::Registry => "--registry-port",
             Self::Llama => "--llama-port",
             Self::Mistral => "--mistral-port",
+            Self::Canary => "--canary-port",
         }
     }
 
@@ -69,6 +73,7 @@ impl Part {
             Self::Registry => "registry_port",
             Self::Llama => "llama_port",
             Self::Mistral => "mistral_port",
+            Self::Canary => "canary_port",
         }
     }
 
@@ -82,6 +87,7 @@ impl Part {
             Self::Registry => options.registry_port,
             Self::Llama => options.llama_port,
             Self::Mistral => options.mistral_port,
+            Self::Canary => options.canary_port,
         }
     }
 }

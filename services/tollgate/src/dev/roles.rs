@@ -26,5 +26,7 @@ pub(crate) async fn start(layout: &Layout, children: &Children) -> Result<(), St
         started.until_ready(LIMIT, async || web::ready(&url).await.map_err(|why| why.to_string())).await?;
     }
     step.done();
+    // It is not waited for: what it has to say of the others, it says in its own time.
+    drop(children.start(Stage::Gateway, layout.role("canary")));
     Ok(())
 }

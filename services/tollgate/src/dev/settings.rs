@@ -25,6 +25,7 @@ pub(crate) struct DevSettings {
     pub(crate) registry_port: u16,
     pub(crate) llama_port: u16,
     pub(crate) mistral_port: u16,
+    pub(crate) canary_port: u16,
     /// How long the simulated vLLM take to the first token.
     #[serde(with = "duration")]
     pub(crate) simulator_time_to_first_token: Duration,
@@ -48,6 +49,7 @@ impl Default for DevSettings {
             registry_port: 8085,
             llama_port: 8000,
             mistral_port: 8001,
+            canary_port: 8083,
             simulator_time_to_first_token: Duration::from_millis(50),
             simulator_time_per_output_token: Duration::from_millis(5),
             simulator_output_tokens: 120,
@@ -115,6 +117,7 @@ impl DevSettings {
             Part::Registry => &mut self.registry_port,
             Part::Llama => &mut self.llama_port,
             Part::Mistral => &mut self.mistral_port,
+            Part::Canary => &mut self.canary_port,
         }
     }
 }

@@ -22,6 +22,7 @@ pub(crate) fn table(layout: &Layout, settings: &Settings, took: Duration) -> Str
         ("ClickHouse", ports.url(Part::ClickHouse)),
         ("schema registry", ports.url(Part::Registry)),
         ("simulated vLLM", format!("{} ({LLAMA}), {} ({MISTRAL})", ports.url(Part::Llama), ports.url(Part::Mistral))),
+        ("canary", format!("{}/metrics", ports.url(Part::Canary))),
         ("API key", format!("{KEY} (tenant {TENANT})")),
         ("admin key", admin),
     ];

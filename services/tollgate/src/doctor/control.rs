@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ledger::control::{ControlState, Document};
+use ledger::control::{ControlState, Document, Kind, Model, Tenant};
 use ledger::ids::ModelId;
 use ledger::money::Currency;
 use ledger::price::PriceKey;
@@ -48,7 +48,8 @@ pub(crate) async fn check(report: &mut Report, state: &ControlState, now: i64) {
     replicas(report, state).await;
 }
 
-/// Every class of every model has a price in every currency that a tenant is charged in: usage without one is an unrated line.
+/// Every class of every model has a price in every currency that a tenant which may use it is charged in: usage without one is an
+/// unrated line.
 fn prices(report: &mut Report, state: &ControlState, now: Slot) {
     let book = match state.price_book() {
         Ok(book) => book,
@@ -58,16 +59,13 @@ fn prices(report: &mut Report, state: &ControlState, now: Slot) {
             return;
         }
     };
-    let currencies: BTreeSet<Currency> = state
-        .iter()
-        .filter_map(|(_, document)| if let Document::Tenant(tenant) = document { Some(tenant.currency) } else { None })
-        .collect();
     let mut missing = Vec::new();
-    let models = state.iter().filter(|(_, document)| matches!(document, Document::Model(_)));
-    for id in models.filter_map(|(id, _)| id.parse::<ModelId>().ok()) {
-        for currency in &currencies {
+    let models =
+        state.iter().filter_map(|(id, of)| if let Document::Model(model) = of { Some((id, model)) } else { None });
+    for (id, model) in models.filter_map(|(id, model)| Some((id.parse::<ModelId>().ok()?, model))) {
+        for currency in currencies(state, &id, model) {
             for class in TokenClass::ALL {
-                let key = PriceKey { model: id.clone(), class, currency: *currency };
+                let key = PriceKey { model: id.clone(), class, currency };
                 if book.price(&key, now).is_none() {
                     missing.push(format!("{} {} {}", key.model.as_str(), class.as_str(), currency.code()));
                 }
@@ -75,13 +73,28 @@ fn prices(report: &mut Report, state: &ControlState, now: Slot) {
         }
     }
     if missing.is_empty() {
-        report.ok("every model has a price for each token class, in each tenant's currency");
+        report.ok("every model has a price for each token class, in the currency of each tenant that may use it");
     } else {
         report.fail(
             format!("prices are missing: {}", missing.join(", ")),
             "set them by the billing API (/api/v1/prices): until then this usage is served and stays unrated",
         );
     }
+}
+
+/// What tenants are charged in that may use a model.
+fn currencies(state: &ControlState, id: &ModelId, model: &Model) -> BTreeSet<Currency> {
+    let may_use = |tenant: &Tenant| {
+        let by_model = model.plans.as_ref().is_none_or(|plans| plans.contains(&tenant.plan));
+        let by_plan = match state.get(Kind::Plan, tenant.plan.as_str()) {
+            Some(Document::Plan(plan)) => plan.models.as_ref().is_none_or(|models| models.contains(id)),
+            _ => true,
+        };
+        by_model && by_plan
+    };
+    let tenants =
+        state.iter().filter_map(|(_, of)| if let Document::Tenant(tenant) = of { Some(tenant) } else { None });
+    tenants.filter(|tenant| may_use(tenant)).map(|tenant| tenant.currency).collect()
 }
 
 async fn replicas(report: &mut Report, state: &ControlState) {
@@ -115,7 +128,7 @@ async fn replicas(report: &mut Report, state: &ControlState) {
 mod tests {
     use super::super::report::Level;
     use super::*;
-    use ledger::control::{Kind, Write};
+    use ledger::control::Write;
 
     #[tokio::test]
     async fn missing_prices_and_sick_replicas_are_named() {
@@ -138,6 +151,16 @@ mod tests {
             r#"{"kind": "tenant", "name": "T", "plan": "p", "currency": "EUR", "time_zone": "UTC"}"#,
         );
         put(
+            Kind::Plan,
+            "one",
+            r#"{"kind": "plan", "name": "P", "requests_per_minute": null, "tokens_per_minute": null, "tokens_per_period": null, "models": ["m"]}"#,
+        );
+        put(
+            Kind::Tenant,
+            "canary",
+            r#"{"kind": "tenant", "name": "C", "plan": "one", "currency": "XTS", "time_zone": "UTC"}"#,
+        );
+        put(
             Kind::Price,
             "m-in",
             r#"{"kind": "price", "key": {"model": "m", "class": "input", "currency": "EUR"}, "from": 0, "per_million": "1"}"#,
@@ -149,6 +172,7 @@ mod tests {
             said.contains("m output EUR") && !said.contains("m input EUR") && said.contains("alone input EUR"),
             "{said}"
         );
+        assert!(said.contains("m input XTS") && !said.contains("alone input XTS"), "one may not use it: {said}");
         assert!(said.contains("replica r (m) is not well: http://127.0.0.1:1/health"), "{said}");
         assert!(said.contains("model alone has no replica"), "{said}");
         assert_eq!(report.count(Level::Fail), 3, "{said}");

@@ -51,6 +51,9 @@ async fn connections(report: &mut Report, settings: &Settings) {
     {
         roles::check(report, name, listen).await;
     }
+    if settings.canary.is_there() {
+        roles::check_canary(report, settings.canary.listen).await;
+    }
     clickhouse::check(report, &settings.clickhouse, &clock).await;
     let kafka = &settings.kafka;
     let mut client = kafka.client("doctor");

@@ -21,6 +21,22 @@ pub(crate) async fn check(report: &mut Report, name: &str, listen: SocketAddr) {
     }
 }
 
+/// Asks the canary, which is no part of the service: what it says of the others is a hint at one of them.
+pub(crate) async fn check_canary(report: &mut Report, listen: SocketAddr) {
+    let at = reachable(listen);
+    match web::ready(&format!("http://{at}/readyz")).await {
+        Ok(()) => report.ok(format!("the canary at {at} is billed as it is answered")),
+        Err(Unready::Absent(reason)) => report.warn(
+            format!("the canary does not answer on this host at {at}: {reason}"),
+            "start it if it belongs here; a role on another host is asked there",
+        ),
+        Err(Unready::Waits(reasons)) => report.warn(
+            format!("the canary at {at} says: {reasons}"),
+            "docs/canary.md says what each outcome means; tollgate canary --once looks again",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::report::Level;

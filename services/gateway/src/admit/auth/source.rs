@@ -4,14 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
+use http::{HeaderValue, Request, StatusCode, Uri, header};
+use http_body_util::Full;
 use jsonwebtoken::Algorithm;
+use runtime::http::single::{SingleError, send};
 use runtime::tls::{TlsClient, TlsError};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 
 use super::keys::{Keys, KeysError};
 use crate::settings::JwtSettings;
@@ -103,39 +100,15 @@ impl Source {
 
 /// A connection for one question: the next one is minutes away.
 async fn fetch(tls: &TlsClient, url: &Uri) -> Result<Bytes, SourceError> {
-    let unreachable = |source| SourceError::Unreachable { url: url.clone(), source };
-    let secure = url.scheme_str() == Some("https");
-    let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
-    let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-    let socket = TcpStream::connect((host, port)).await.map_err(unreachable)?;
-    let response = if secure {
-        ask(tls.connect(host, socket).await.map_err(unreachable)?, url).await
-    } else {
-        ask(socket, url).await
-    };
-    let response = response.map_err(|source| SourceError::Answer { url: url.clone(), source })?;
+    let mut request = Request::new(Full::default());
+    *request.uri_mut() = url.clone();
+    request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    let response = send(tls, request, SIZE_MAX).await.map_err(|error| match error {
+        SingleError::Unreachable(source) => SourceError::Unreachable { url: url.clone(), source },
+        SingleError::Answer(source) => SourceError::Answer { url: url.clone(), source },
+    })?;
     match response.status() {
         StatusCode::OK => Ok(response.into_body()),
         status => Err(SourceError::Status { url: url.clone(), status }),
     }
-}
-
-async fn ask(
-    socket: impl AsyncRead + AsyncWrite + Unpin,
-    url: &Uri,
-) -> Result<Response<Bytes>, Box<dyn std::error::Error + Send + Sync>> {
-    let mut request = Request::new(Empty::<Bytes>::new());
-    *request.uri_mut() = url.path_and_query().map_or("/", |path| path.as_str()).parse()?;
-    let authority = url.authority().map_or("", |authority| authority.as_str());
-    request.headers_mut().insert(header::HOST, HeaderValue::try_from(authority)?);
-    request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-    let (mut sender, connection) = handshake(TokioIo::new(socket)).await?;
-    let asked = async move {
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, SIZE_MAX).collect().await?.to_bytes();
-        Ok(Response::from_parts(head, body))
-    };
-    // What goes wrong with the connection, the question is told.
-    let (answer, _) = tokio::join!(asked, connection);
-    answer
 }

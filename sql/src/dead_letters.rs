@@ -12,6 +12,7 @@ use crate::table::{Kind, Table};
 use crate::wire::{OwnedBytes, WireUuid};
 
 const DEAD_LETTERS: &str = include_str!("../queries/dead_letters.sql");
+const REASONS: &str = include_str!("../queries/dead_letter_reasons.sql");
 const REPLAYS: &str = include_str!("../queries/replays.sql");
 /// Sources in one statement: ClickHouse takes values of parameters up to 128 KiB.
 const SOURCES: usize = 1_000;
@@ -29,14 +30,27 @@ pub struct DeadLetterQuery {
     pub reason: Option<String>,
     /// Taken by Kafka at this time or later: milliseconds since 1970.
     pub since_ms: i64,
+    /// Taken by Kafka before this time.
+    pub before_ms: i64,
+    /// With keys and values; without them each is as short as its row in a list.
+    pub whole: bool,
     /// No more than so many.
     pub limit: u64,
 }
 
 impl DeadLetterQuery {
-    /// The first hundred of a topic.
+    /// The first hundred of a topic, whole.
     pub const fn of(table: Table) -> Self {
-        Self { table, partition: None, from: (0, 0), reason: None, since_ms: i64::MIN, limit: 100 }
+        Self {
+            table,
+            partition: None,
+            from: (0, 0),
+            reason: None,
+            since_ms: i64::MIN,
+            before_ms: i64::MAX,
+            whole: true,
+            limit: 100,
+        }
     }
 }
 
@@ -45,7 +59,9 @@ impl DeadLetterQuery {
 pub struct DeadLetter {
     /// Its partition.
     pub partition: i32,
-    /// All else.
+    /// How long its value is; absent for a mark, which has none.
+    pub bytes: Option<u64>,
+    /// All else; key and value are absent where they were not asked for.
     pub row: DeadRow,
 }
 
@@ -71,9 +87,16 @@ struct DeadLetterRow {
     detail: String,
     key: Option<OwnedBytes>,
     value: Option<OwnedBytes>,
+    bytes: Option<u64>,
     source: WireUuid,
     seq: u64,
     event_id: WireUuid,
+}
+
+#[derive(Row, Deserialize)]
+struct ReasonRow {
+    reason: String,
+    letters: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -104,8 +127,25 @@ impl ClickHouse {
             .param("last_partition", only.unwrap_or(i32::MAX))
             .param("reason", asked.reason.as_deref().unwrap_or_default())
             .param("since_ms", asked.since_ms)
+            .param("before_ms", asked.before_ms)
+            .param("whole", asked.whole)
             .param("limit", asked.limit);
         Ok(fetch::<DeadLetterRow>(query).await?.into_iter().map(dead_letter).collect())
+    }
+
+    /// How many dead letters of a topic there are by reason, sorted by that: of the partition and the time that are asked for.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn dead_letter_reasons(&self, asked: &DeadLetterQuery) -> Result<Vec<(String, u64)>, QueryError> {
+        let query = self
+            .rows(REASONS)
+            .param("table", asked.table.name())
+            .param("first_partition", asked.partition.unwrap_or(0))
+            .param("last_partition", asked.partition.unwrap_or(i32::MAX))
+            .param("since_ms", asked.since_ms)
+            .param("before_ms", asked.before_ms);
+        Ok(fetch::<ReasonRow>(query).await?.into_iter().map(|row| (row.reason, row.letters)).collect())
     }
 
     /// What became of the replays that have these sources. One that is not there was not folded yet, or never sent.
@@ -131,6 +171,7 @@ fn dead_letter(row: DeadLetterRow) -> DeadLetter {
     let took = (row.seq > 0).then_some((SourceId(row.source.0), row.seq, EventId(row.event_id.0)));
     DeadLetter {
         partition: row.line,
+        bytes: row.bytes,
         row: DeadRow {
             offset: row.offset,
             log_time_ms: row.log_time_ms,

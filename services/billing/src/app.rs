@@ -10,6 +10,7 @@ use runtime::{Clock, Metrics};
 use sql::{ClickHouse, QueryError};
 use stream::balances::BalancesView;
 use stream::control::{ControlSnapshot, ControlView, ControlWriter, WriteError, Written};
+use stream::kafka::KafkaSettings;
 
 use crate::auth::KeyIndex;
 use crate::metrics::BillingMetrics;
@@ -48,6 +49,8 @@ pub(crate) struct Parts {
     pub(crate) control: Box<dyn ControlLog>,
     pub(crate) balances: BalancesView,
     pub(crate) clickhouse: ClickHouse,
+    /// For what only the log says: who replayed a dead letter.
+    pub(crate) kafka: KafkaSettings,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Metrics,
     /// SHA-256 of the admin's key, in hex.
@@ -61,6 +64,7 @@ pub(crate) struct App {
     pub(crate) keys: KeyIndex,
     pub(crate) balances: BalancesView,
     pub(crate) clickhouse: ClickHouse,
+    pub(crate) kafka: KafkaSettings,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: BillingMetrics,
     pub(crate) secure_cookie: bool,
@@ -76,6 +80,7 @@ impl App {
             keys: KeyIndex::new(parts.admin_key_sha256),
             balances: parts.balances,
             clickhouse: parts.clickhouse,
+            kafka: parts.kafka,
             clock: parts.clock,
             metrics: BillingMetrics::new(&parts.metrics)?,
             secure_cookie: parts.secure_cookie,

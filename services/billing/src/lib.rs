@@ -8,6 +8,7 @@ mod app;
 mod auth;
 mod console;
 mod control;
+pub mod dead_letters;
 mod extract;
 mod figures;
 mod metrics;

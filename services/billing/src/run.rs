@@ -79,6 +79,7 @@ pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error>
         control: Box::new(KafkaControl { view: view.clone(), writer }),
         balances: balances_view,
         clickhouse: clickhouse.clone(),
+        kafka: kafka.clone(),
         clock: clock.clone(),
         metrics: metrics.clone(),
         admin_key_sha256: billing.admin_key_sha256.clone(),

@@ -3,6 +3,7 @@
 mod access;
 mod adjustments;
 mod console;
+mod dead_letters;
 mod documents;
 mod keys;
 mod memory;

@@ -160,7 +160,21 @@ async fn dead_letters_and_the_ids_of_events_come_back_as_they_were_written() {
     assert_eq!(rows(&sql::DeadLetterQuery { reason, ..of(Table::Tokens) }).await, some);
     let since_ms = first.dead[1].log_time_ms + 1;
     assert_eq!(rows(&sql::DeadLetterQuery { since_ms, ..of(Table::Tokens) }).await, []);
+    let before_ms = since_ms;
+    assert_eq!(rows(&sql::DeadLetterQuery { before_ms, ..of(Table::Tokens) }).await, first.dead);
+    let before_ms = first.dead[0].log_time_ms;
+    assert_eq!(rows(&sql::DeadLetterQuery { before_ms, ..of(Table::Tokens) }).await, []);
     assert_eq!(rows(&of(Table::Requests)).await, []);
+    let short = clickhouse.dead_letters(&sql::DeadLetterQuery { whole: false, ..of(Table::Tokens) }).await.unwrap();
+    let length = first.dead[0].value.as_ref().map(|value| value.len() as u64);
+    assert_eq!(short.iter().map(|letter| letter.bytes).collect::<Vec<_>>(), [length, None], "a mark has no value");
+    assert!(length > Some(0) && short.iter().all(|letter| letter.row.key.is_none() && letter.row.value.is_none()));
+    let reasons = async |asked: sql::DeadLetterQuery| clickhouse.dead_letter_reasons(&asked).await.unwrap();
+    let mut counts = [(first.dead[0].reason.clone(), 1), ("key_mismatch".to_owned(), 1)];
+    counts.sort();
+    assert_eq!(reasons(of(Table::Tokens)).await, counts);
+    assert_eq!(reasons(sql::DeadLetterQuery { partition: Some(1), ..of(Table::Tokens) }).await, []);
+    assert_eq!(reasons(sql::DeadLetterQuery { before_ms, ..of(Table::Tokens) }).await, []);
 
     let asked: Vec<_> = [(1, 3), (1, 4), (1, 9), (1, 11), (7, 4), (7, 5), (8, 1)].map(|(s, n)| (source(s), n)).into();
     let found = clickhouse.event_ids(Table::Tokens, 2, &asked).await.unwrap();

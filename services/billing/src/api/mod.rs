@@ -1,6 +1,7 @@
 //! The API under `/api/v1`, and its description as OpenAPI.
 
 pub(crate) mod adjustments;
+mod dead_letters;
 pub(crate) mod documents;
 mod figures;
 mod keys;
@@ -25,7 +26,7 @@ pub(crate) const OPENAPI: &str = "/api/v1/openapi.json";
 #[derive(utoipa::OpenApi)]
 #[openapi(
     info(title = "Tollgate billing", description = "Tenants, keys, plans, prices, models, pools and replicas; usage, its \
-        corrections, costs, balances and the running bill. Money is a decimal as text, times are RFC 3339, lists are paged by cursor, errors \
+        corrections, costs, balances and the running bill; what could not count. Money is a decimal as text, times are RFC 3339, lists are paged by cursor, errors \
         are RFC 9457 problem details with a stable `code`."),
     modifiers(&Bearer),
     security(("key" = []))
@@ -61,6 +62,8 @@ fn described() -> OpenApiRouter<Shared> {
         .routes(routes!(replicas::get, replicas::put, replicas::delete))
         .routes(routes!(adjustments::list))
         .routes(routes!(adjustments::get, adjustments::put))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::get))
         .routes(routes!(figures::usage))
         .routes(routes!(figures::costs))
         .routes(routes!(figures::balance))

@@ -1,10 +1,13 @@
-//! The console: one page for people, with the figures that the API gives, and the way to sign in.
+//! The console: pages for people, with what the API gives, and the way to sign in.
 
 mod chart;
+mod filters;
+mod operator;
 mod page;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -13,8 +16,10 @@ use serde::Deserialize;
 
 use crate::app::Shared;
 use crate::auth::Caller;
-use crate::extract::{Params, bytes};
+use crate::extract::{Params, Segments, bytes};
+use crate::figures::dead_letters::DeadLettersQuery;
 use crate::problem::Problem;
+use operator::{AdjustmentsAsked, AdjustmentsPage, DeadLetterPage, DeadLettersPage};
 use page::{Dashboard, SignIn};
 
 /// The cookie that holds the key of who is signed in.
@@ -29,11 +34,14 @@ const POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form
 const STYLE: &str = include_str!("../../assets/console.css");
 const ICON: &str = include_str!("../../assets/console.svg");
 
-/// The page, its style and icon, and signing in and out.
+/// The pages, their style and icon, and signing in and out.
 pub(crate) fn router() -> Router<Shared> {
     Router::new()
         .route("/", get(console))
         .route("/console", get(console))
+        .route("/console/dead-letters", get(dead_letters))
+        .route("/console/dead-letters/{topic}/{partition}/{offset}", get(dead_letter))
+        .route("/console/adjustments", get(adjustments))
         .route("/console/style.css", get(style))
         .route("/console/icon.svg", get(icon))
         .route("/console/sign-in", post(sign_in))
@@ -58,21 +66,67 @@ async fn icon() -> Response {
     ([(header::CONTENT_TYPE, svg)], ICON).into_response()
 }
 
-async fn console(State(app): State<Shared>, headers: HeaderMap, asked: Result<Params<PageQuery>, Problem>) -> Response {
-    let Some(key) = cookie(&headers) else { return sign_in_page(StatusCode::OK, None) };
-    let caller = match Caller::of(&app, key) {
-        Ok(caller) => caller,
-        Err(problem) if problem.status() == StatusCode::UNAUTHORIZED => {
-            return sign_in_page(StatusCode::UNAUTHORIZED, Some("This key is not valid any more."));
-        }
-        Err(problem) => return sign_in_page(problem.status(), Some(problem.detail())),
-    };
-    let dashboard = match asked {
+/// Who is signed in; anybody else is shown the way to sign in.
+struct SignedIn(Caller);
+
+impl FromRequestParts<Shared> for SignedIn {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Shared) -> Result<Self, Response> {
+        let Some(key) = cookie(&parts.headers) else { return Err(sign_in_page(StatusCode::OK, None)) };
+        Caller::of(app, key).map(Self).map_err(|problem| match problem.status() {
+            StatusCode::UNAUTHORIZED => sign_in_page(StatusCode::UNAUTHORIZED, Some("This key is not valid any more.")),
+            status => sign_in_page(status, Some(problem.detail())),
+        })
+    }
+}
+
+/// What a page was asked for.
+type Asked<T> = Result<Params<T>, Problem>;
+
+async fn console(State(app): State<Shared>, SignedIn(caller): SignedIn, asked: Asked<PageQuery>) -> Response {
+    answer(match asked {
         Ok(Params(PageQuery { tenant })) => Dashboard::of(&app, &caller, tenant).await,
         Err(problem) => Err(problem),
-    };
-    match dashboard {
-        Ok(dashboard) => page(StatusCode::OK, &dashboard),
+    })
+}
+
+async fn dead_letters(
+    State(app): State<Shared>,
+    SignedIn(caller): SignedIn,
+    asked: Asked<DeadLettersQuery>,
+) -> Response {
+    answer(match asked {
+        Ok(Params(asked)) => DeadLettersPage::of(&app, &caller, asked).await,
+        Err(problem) => Err(problem),
+    })
+}
+
+async fn dead_letter(
+    State(app): State<Shared>,
+    SignedIn(caller): SignedIn,
+    place: Result<Segments<(String, String, String)>, Problem>,
+) -> Response {
+    answer(match place {
+        Ok(Segments((topic, partition, offset))) => {
+            DeadLetterPage::of(&app, &caller, &format!("{topic}/{partition}/{offset}")).await
+        }
+        Err(problem) => Err(problem),
+    })
+}
+
+async fn adjustments(
+    State(app): State<Shared>,
+    SignedIn(caller): SignedIn,
+    asked: Asked<AdjustmentsAsked>,
+) -> Response {
+    answer(asked.and_then(|Params(asked)| AdjustmentsPage::of(&app, &caller, asked)))
+}
+
+/// The page, or why there is none.
+fn answer(shown: Result<impl askama::Template, Problem>) -> Response {
+    match shown {
+        Ok(shown) => page(StatusCode::OK, &shown),
         Err(problem) => page(problem.status(), &page::Failed { title: problem.title(), detail: problem.detail() }),
     }
 }

@@ -1,13 +1,12 @@
 //! What the page shows, put together from the same figures that the API gives.
 
 use askama::Template;
-use chrono::{DateTime, Utc};
 use ledger::control::{Document, Kind};
 use ledger::ids::TenantId;
-use ledger::tokens::TokenClass;
 use sql::Grain;
 
 use super::chart::{self, Day};
+use super::filters;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::figures::balance::{self, Balance};
@@ -180,55 +179,6 @@ fn per_day(app: &App, usage: &Usage) -> Result<PerDay, Problem> {
     }
     let svg = chart::svg(&drawn).map_err(|error| Problem::internal(&error))?;
     Ok(PerDay { total, tokens, svg })
-}
-
-/// What templates call.
-#[expect(unreachable_pub, reason = "the attribute makes a public struct of each filter")]
-mod filters {
-    use super::{DateTime, TokenClass, Utc};
-
-    /// Digits in groups of three.
-    #[askama::filter_fn]
-    pub(super) fn thousands(number: &u64, _: &dyn askama::Values) -> askama::Result<String> {
-        Ok(super::grouped(*number))
-    }
-
-    /// The same of a number that may be below zero.
-    #[askama::filter_fn]
-    pub(super) fn signed(number: &i64, _: &dyn askama::Values) -> askama::Result<String> {
-        let sign = if *number < 0 { "\u{2212}" } else { "" };
-        Ok(format!("{sign}{}", super::grouped(number.unsigned_abs())))
-    }
-
-    /// A time of the day before a person's eyes, UTC.
-    #[askama::filter_fn]
-    pub(super) fn time(time: &DateTime<Utc>, _: &dyn askama::Values) -> askama::Result<String> {
-        Ok(time.format("%Y-%m-%d %H:%M:%S").to_string())
-    }
-
-    /// The name of a token class.
-    #[askama::filter_fn]
-    pub(super) fn class(class: &TokenClass, _: &dyn askama::Values) -> askama::Result<&'static str> {
-        Ok(match class {
-            TokenClass::Input => "input",
-            TokenClass::CachedInput => "cached input",
-            TokenClass::Output => "output",
-            TokenClass::Reasoning => "reasoning",
-        })
-    }
-}
-
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() * 4 / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            // A narrow space, which does not break: no language takes it for a decimal point.
-            text.push('\u{202f}');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! The page with all of its figures, as they would come from ClickHouse.
 
-use chrono::TimeZone as _;
+use chrono::{DateTime, TimeZone as _, Utc};
 use ledger::time::{Period, Slot};
+use ledger::tokens::TokenClass;
 use uuid::Uuid;
 
 use super::*;
@@ -181,13 +182,6 @@ fn the_limit_is_a_share_of_a_thousand() {
     }
     shown.balance.limit = None;
     assert_eq!(shown.used_of_limit(), None);
-}
-
-#[test]
-fn digits_come_in_groups_of_three() {
-    for (number, text) in [(0, "0"), (999, "999"), (1000, "1\u{202f}000"), (1_234_567, "1\u{202f}234\u{202f}567")] {
-        assert_eq!(grouped(number), text);
-    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 pub(crate) mod adjustments;
 pub(crate) mod balance;
 pub(crate) mod costs;
+pub(crate) mod dead_letters;
 pub(crate) mod groups;
 pub(crate) mod late;
 pub(crate) mod preview;

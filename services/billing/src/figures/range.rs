@@ -10,7 +10,7 @@ use crate::problem::Problem;
 const LONGEST: i64 = 10 * 366 * 96;
 
 /// An instant as RFC 3339 has it.
-fn instant(name: &str, text: &str) -> Result<Micros, Problem> {
+pub(crate) fn instant(name: &str, text: &str) -> Result<Micros, Problem> {
     DateTime::parse_from_rfc3339(text).map(|time| time.with_timezone(&Utc).into()).map_err(|_| {
         Problem::range(format!(
             "`{name}` must be an instant as RFC 3339 has it, for example 2026-11-01T00:00:00Z (write + as %2B)"

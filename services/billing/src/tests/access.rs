@@ -6,8 +6,11 @@ use serde_json::json;
 use super::memory::{ADMIN, Billing, NOW};
 
 /// What only the admin may do, whatever is there or not.
-const ADMINS: [(&str, &str); 15] = [
+const ADMINS: [(&str, &str); 18] = [
     ("GET", "reconciliation"),
+    ("GET", "adjustments"),
+    ("GET", "dead-letters"),
+    ("GET", "dead-letters/tokens/0/17"),
     ("GET", "tenants"),
     ("GET", "plans"),
     ("GET", "plans/free"),

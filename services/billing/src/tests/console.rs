@@ -103,3 +103,52 @@ async fn what_people_write_is_text_and_never_markup() {
         is_safe(&answer);
     }
 }
+
+#[tokio::test]
+async fn the_operators_pages_are_the_admins_alone() {
+    let (billing, acme, _) = Billing::shop().await;
+    for path in ["/console/dead-letters", "/console/dead-letters/tokens/0/17", "/console/adjustments"] {
+        let answer = page(&billing, path, Some(&acme)).await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+        is_safe(&answer);
+        let nobody = page(&billing, path, None).await;
+        assert!(nobody.text.contains("name=\"key\""), "{path}: {nobody:?}");
+    }
+    assert!(!page(&billing, "/console", Some(&acme)).await.text.contains("dead-letters"), "and no way to them");
+    assert!(page(&billing, "/console", Some(ADMIN)).await.text.contains("href=\"/console/dead-letters\""));
+    for (path, status) in [
+        ("/console/dead-letters", 503),
+        ("/console/dead-letters?reason=nonsense", 400),
+        ("/console/dead-letters/tokens/0/17", 503),
+        ("/console/dead-letters/tokens/zero/17", 400),
+        ("/console/adjustments?colour=red", 400),
+    ] {
+        let answer = page(&billing, path, Some(ADMIN)).await;
+        assert_eq!(answer.status.as_u16(), status, "{path}");
+        is_safe(&answer);
+    }
+}
+
+#[tokio::test]
+async fn corrections_are_shown_with_who_and_why_the_latest_first() {
+    let (billing, ..) = Billing::shop().await;
+    let empty = page(&billing, "/console/adjustments", Some(ADMIN)).await;
+    assert!(empty.text.contains("id=\"none\""), "{}", empty.text);
+    for (number, tenant) in [(1, "acme"), (2, "globex")] {
+        let body = serde_json::json!({"tenant": tenant, "project": "default", "model": "llama", "at": "2026-11-24T11:00:00Z",
+            "deltas": {"output": 1_500 * number}, "reason": format!("<lost> of {tenant}"), "dead_letter": "tokens/3/17"});
+        billing.put(&format!("adjustments/8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a6{number}"), &body).await;
+        billing.clock.advance(60_000_000);
+    }
+    let all = page(&billing, "/console/adjustments", Some(ADMIN)).await;
+    is_safe(&all);
+    let at = |text: &str| all.text.find(text).unwrap_or_else(|| panic!("no {text} in {}", all.text));
+    assert!(at("&#60;lost&#62; of globex") < at("&#60;lost&#62; of acme"), "{}", all.text);
+    assert!(all.text.contains("output 3\u{202f}000") && all.text.contains("<td>admin</td>"), "{}", all.text);
+    assert!(all.text.contains("dead letter tokens/3/17"), "{}", all.text);
+    let own = page(&billing, "/console/adjustments?tenant=acme", Some(ADMIN)).await;
+    assert_eq!(own.text.matches("class=\"adjustment\"").count(), 1, "{}", own.text);
+    let cursor = "/console/adjustments?cursor=8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a62";
+    let older = page(&billing, cursor, Some(ADMIN)).await;
+    assert!(older.text.contains("of acme") && !older.text.contains("of globex"), "{}", older.text);
+}

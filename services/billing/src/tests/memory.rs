@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use sql::{ClickHouse, ClickHouseSettings};
 use stream::balances::BalancesView;
 use stream::control::{ControlPublisher, ControlSnapshot, ControlView, WriteError, Written};
+use stream::kafka::KafkaSettings;
 use tower::ServiceExt as _;
 
 use crate::app::{App, ControlLog, Parts, Pending, Shared};
@@ -138,6 +139,7 @@ impl Billing {
             control: Box::new(Memory { view, log: log.clone() }),
             balances: BalancesView::of([balance("acme", 700), balance("globex", 5)]),
             clickhouse: ClickHouse::new(&clickhouse),
+            kafka: KafkaSettings::default(),
             clock: Arc::new(clock.clone()),
             metrics: metrics.clone(),
             admin_key_sha256: Some(sha256(ADMIN)),

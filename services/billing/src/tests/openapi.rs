@@ -8,9 +8,12 @@ use serde_json::Value;
 use super::memory::Billing;
 
 /// Routes that are no part of the API proper.
-const OTHERS: [&str; 7] = [
+const OTHERS: [&str; 10] = [
     "/",
     "/console",
+    "/console/dead-letters",
+    "/console/dead-letters/{topic}/{partition}/{offset}",
+    "/console/adjustments",
     "/console/style.css",
     "/console/icon.svg",
     "/console/sign-in",

@@ -5,6 +5,7 @@
 //! known by. Its event's id is derived from what it says, so that a second replay that says something else is a dead letter
 //! `seq_conflict`, not silence. After the record comes the mark that the source has ended: no period waits for it.
 
+mod note;
 mod send;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use uuid::Uuid;
 
+pub use note::{NoteError, note};
 pub use send::{Note, SendError, send};
 
 use crate::partition::partition_of;

@@ -15,6 +15,11 @@ use crate::quiet::Quiet;
 const LIMIT: &str = "30000";
 const QUEUE: Duration = Duration::from_secs(5);
 
+/// The header that says who.
+pub(super) const BY: &str = "tollgate-replay-by";
+/// The header that says why.
+pub(super) const REASON: &str = "tollgate-replay-reason";
+
 /// Who replays, and why: kept in the record's headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
@@ -49,8 +54,7 @@ pub async fn send(kafka: &KafkaSettings, replay: &Replay, note: &Note) -> Result
         .create_with_context(Quiet)
         .map_err(failed("any record"))?;
     let of = replay.of.to_string();
-    let notes =
-        [("tollgate-replay-of", &of), ("tollgate-replay-by", &note.by), ("tollgate-replay-reason", &note.reason)];
+    let notes = [("tollgate-replay-of", &of), (BY, &note.by), (REASON, &note.reason)];
     let record = FutureRecord::to(replay.of.topic)
         .partition(replay.partition)
         .key(&replay.key)

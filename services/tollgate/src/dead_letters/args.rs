@@ -69,8 +69,8 @@ pub(crate) struct List {
     /// Of one partition alone
     #[arg(long, value_parser = clap::value_parser!(i32).range(0..))]
     pub(crate) partition: Option<i32>,
-    /// With this reason alone: undecodable, unknown_mark, out_of_bounds, key_mismatch, seq_conflict
-    #[arg(long)]
+    /// With this reason alone
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(billing::dead_letters::REASONS))]
     pub(crate) reason: Option<String>,
     /// That Kafka took no longer ago than this, e.g. 90s, 15m, 24h
     #[arg(long, value_name = "TIME", value_parser = runtime::config::duration::parse)]

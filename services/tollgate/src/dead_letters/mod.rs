@@ -1,15 +1,15 @@
 //! `tollgate dead-letters`: what could not count, listed, shown, corrected and written anew.
 
 pub(crate) mod args;
-mod letter;
+mod text;
 
 use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use billing::dead_letters::{DeadLetterWhole, ReplayShown, letter, letters, table};
 use ledger::control::Kind;
-use ledger::ids::SourceId;
 use runtime::{Clock as _, Shutdown, SystemClock};
 use serde_json::{Value, json};
 use sql::{ClickHouse, DeadLetterQuery, Table};
@@ -20,7 +20,6 @@ use crate::cli::SettingsFile;
 use crate::doctor::control;
 use crate::settings::{For, Section, Settings, Uses};
 use args::{Again, DeadLettersCommand, Fix, List, Show};
-use letter::{Letter, Outcome};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
@@ -57,20 +56,6 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
-fn table(topic: &str) -> Table {
-    if topic == Table::Requests.topic() { Table::Requests } else { Table::Tokens }
-}
-
-/// Dead letters as they are shown, with what became of their replays.
-async fn letters(clickhouse: &ClickHouse, asked: &DeadLetterQuery) -> Done<Vec<Letter>> {
-    let topic = asked.table.topic();
-    let dead = clickhouse.dead_letters(asked).await?;
-    let places = dead.iter().map(|dead| Place { topic, partition: dead.partition, offset: dead.row.offset });
-    let sources: Vec<SourceId> = places.map(|place| place.source()).collect();
-    let replays = clickhouse.replays(asked.table, &sources).await?;
-    Ok(dead.into_iter().map(|dead| Letter::of(topic, dead, &replays)).collect())
-}
-
 async fn list(asked: &List) -> Done<ExitCode> {
     let clickhouse = ClickHouse::new(&settings(&asked.settings)?.clickhouse);
     let since = asked.since.map(|since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
@@ -91,11 +76,11 @@ async fn list(asked: &List) -> Done<ExitCode> {
         let mut letters = letters(&clickhouse, &query).await?;
         let more = if letters.len() as u64 > asked.limit { letters.pop() } else { None };
         for letter in &letters {
-            say(&if asked.json { serde_json::to_string(letter)? } else { letter.line() });
+            say(&if asked.json { serde_json::to_string(letter)? } else { text::line(&letter.letter) });
         }
         shown += letters.len();
         if let Some(next) = more {
-            eprintln!("there are more of {table}: go on with --from {}", next.place);
+            eprintln!("there are more of {table}: go on with --from {}", next.letter.place);
         }
     }
     if shown == 0 && !asked.json {
@@ -105,20 +90,17 @@ async fn list(asked: &List) -> Done<ExitCode> {
 }
 
 /// The one that was asked for.
-async fn found(asked: &Show) -> Done<Letter> {
-    let Place { topic, partition, offset } = asked.place;
-    let clickhouse = ClickHouse::new(&settings(&asked.settings)?.clickhouse);
-    let (partition, from) = (Some(partition), (partition, offset));
-    let query = DeadLetterQuery { partition, from, limit: 1, ..DeadLetterQuery::of(table(topic)) };
-    let letter = letters(&clickhouse, &query).await?.into_iter().find(|letter| letter.place == asked.place);
-    letter.ok_or_else(|| {
+async fn found(asked: &Show) -> Done<DeadLetterWhole> {
+    let settings = settings(&asked.settings)?;
+    let found = letter(&ClickHouse::new(&settings.clickhouse), &settings.kafka, asked.place).await?;
+    found.ok_or_else(|| {
         format!("there is no dead letter at {}: see tollgate dead-letters list; one that was read just now is there when its chunk is written", asked.place).into()
     })
 }
 
 async fn show(asked: &Show) -> Done<ExitCode> {
     let letter = found(asked).await?;
-    say(if asked.json { serde_json::to_string_pretty(&letter)? } else { letter.whole() }.trim_end());
+    say(if asked.json { serde_json::to_string_pretty(&letter)? } else { text::whole(&letter) }.trim_end());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -140,9 +122,9 @@ async fn fix(asked: &Fix) -> Done<ExitCode> {
 }
 
 /// Writes a record anew, unless its letter was replayed already, and waits for what becomes of it.
-async fn again(asked: &Again, letter: &Letter, record: Value) -> Done<ExitCode> {
-    let settings = settings(&asked.which.settings)?;
-    if letter.replay != Outcome::None {
+async fn again(asked: &Again, found: &DeadLetterWhole, record: Value) -> Done<ExitCode> {
+    let (letter, settings) = (&found.letter, settings(&asked.which.settings)?);
+    if letter.replay != ReplayShown::None {
         return Err(format!("{} is {}: correct what counts by an adjustment", letter.place, letter.replay).into());
     }
     topics::verify(&settings.kafka).await?;
@@ -158,12 +140,12 @@ async fn again(asked: &Again, letter: &Letter, record: Value) -> Done<ExitCode> 
     let clickhouse = ClickHouse::new(&settings.clickhouse);
     let outcome = outcome(&clickhouse, asked, &replay).await?;
     let said = match &outcome {
-        Outcome::None => format!("written at {written}; the fold has not read it yet: see dead-letters show"),
-        Outcome::Folded { at } => format!("it counts at {at}"),
-        Outcome::Dead { at } => format!("it is dead again at {at}: see dead-letters show"),
+        ReplayShown::None => format!("written at {written}; the fold has not read it yet: see dead-letters show"),
+        ReplayShown::Folded { at } => format!("it counts at {at}"),
+        ReplayShown::Dead { at } => format!("it is dead again at {at}: see dead-letters show"),
     };
     say(&told(asked, &replay, &said, Some(&outcome)));
-    Ok(if matches!(outcome, Outcome::Dead { .. }) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if matches!(outcome, ReplayShown::Dead { .. }) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// A tenant that nobody knows would have usage that nobody is billed.
@@ -181,18 +163,18 @@ async fn is_known(settings: &Settings, replay: &Replay) -> Done<()> {
     Ok(())
 }
 
-async fn outcome(clickhouse: &ClickHouse, asked: &Again, replay: &Replay) -> Done<Outcome> {
+async fn outcome(clickhouse: &ClickHouse, asked: &Again, replay: &Replay) -> Done<ReplayShown> {
     let (began, shutdown) = (Instant::now(), Shutdown::new());
     loop {
         let found = clickhouse.replays(table(replay.of.topic), &[replay.source]).await?;
-        let outcome = Outcome::of(&replay.of, found.first());
-        if outcome != Outcome::None || began.elapsed() >= asked.wait || !shutdown.sleep(LOOK).await {
+        let outcome = ReplayShown::of(&replay.of, found.first());
+        if outcome != ReplayShown::None || began.elapsed() >= asked.wait || !shutdown.sleep(LOOK).await {
             return Ok(outcome);
         }
     }
 }
 
-fn told(asked: &Again, replay: &Replay, said: &str, outcome: Option<&Outcome>) -> String {
+fn told(asked: &Again, replay: &Replay, said: &str, outcome: Option<&ReplayShown>) -> String {
     if asked.which.json {
         let (of, partition) = (replay.of.to_string(), replay.partition);
         let whole = json!({"of": of, "partition": partition, "record": replay.record, "replay": outcome, "said": said});

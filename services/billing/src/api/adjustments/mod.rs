@@ -31,15 +31,15 @@ const TEXT_MAX: usize = 200;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct DeltaBody {
     /// Prompt tokens that were computed.
-    input: i64,
+    pub(crate) input: i64,
     /// Prompt tokens from the prefix cache.
-    cached_input: i64,
+    pub(crate) cached_input: i64,
     /// Generated tokens without reasoning.
-    output: i64,
+    pub(crate) output: i64,
     /// Generated tokens of reasoning.
-    reasoning: i64,
+    pub(crate) reasoning: i64,
     /// Requests.
-    requests: i64,
+    pub(crate) requests: i64,
 }
 
 /// A correction as it is asked for.
@@ -88,27 +88,27 @@ pub(crate) struct AdjustmentBody {
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct AdjustmentShown {
     #[schema(value_type = String)]
-    tenant: TenantId,
+    pub(crate) tenant: TenantId,
     #[schema(value_type = String)]
-    project: ProjectId,
+    pub(crate) project: ProjectId,
     #[schema(value_type = String)]
-    model: ModelId,
+    pub(crate) model: ModelId,
     #[schema(value_type = Option<String>)]
-    version: Option<ModelVersion>,
-    endpoint: Option<String>,
+    pub(crate) version: Option<ModelVersion>,
+    pub(crate) endpoint: Option<String>,
     #[schema(value_type = Option<String>)]
-    key: Option<ApiKeyId>,
+    pub(crate) key: Option<ApiKeyId>,
     /// The first moment of the quarter of an hour that it corrects.
-    slot: DateTime<Utc>,
-    deltas: DeltaBody,
-    reason: String,
+    pub(crate) slot: DateTime<Utc>,
+    pub(crate) deltas: DeltaBody,
+    pub(crate) reason: String,
     #[schema(value_type = Option<String>)]
-    request: Option<RequestId>,
-    dead_letter: Option<String>,
+    pub(crate) request: Option<RequestId>,
+    pub(crate) dead_letter: Option<String>,
     /// Who made it.
-    by: String,
+    pub(crate) by: String,
     /// When.
-    made_at: DateTime<Utc>,
+    pub(crate) made_at: DateTime<Utc>,
 }
 
 /// Whose corrections.
@@ -151,7 +151,8 @@ impl AdjustmentBody {
     }
 }
 
-fn shown(id: &str, made: &UsageAdjustment) -> Result<Known<AdjustmentShown>, Problem> {
+/// A correction as it is shown.
+pub(crate) fn shown(id: &str, made: &UsageAdjustment) -> Result<Known<AdjustmentShown>, Problem> {
     let made = made.clone();
     let Deltas { input, cached_input, output, reasoning, requests } = made.deltas;
     let document = AdjustmentShown {

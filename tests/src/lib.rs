@@ -9,6 +9,7 @@
 pub mod arguments;
 pub mod client;
 pub mod figures;
+pub mod host;
 pub mod network;
 pub mod oracle;
 pub mod process;

@@ -1,9 +1,10 @@
-//! A network between two parts that can be cut, stalled, or made to lose every answer.
+//! A network between two parts that can be cut, stalled, slow, or made to lose every answer.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What the network does with connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +17,12 @@ pub enum Weather {
     Stalled,
     /// What is asked arrives and is done, and no answer comes back.
     Deaf,
+    /// Whatever is read on one side comes out on the other a while later.
+    Slow,
 }
+
+/// How late bytes come where the network is slow: some hundred times what a write into a data centre's next room takes.
+const LATE: Duration = Duration::from_millis(80);
 
 #[derive(Debug)]
 struct State {
@@ -36,10 +42,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether bytes may pass; waits while the network is stalled.
+    /// Whether bytes may pass; waits while the network is stalled, and a while if it is slow.
     fn may_pass(&self, is_answer: bool) -> bool {
+        let slow = |state: &mut State| state.weather == Weather::Slow;
+        let (state, _) =
+            self.changed.wait_timeout_while(self.lock(), LATE, slow).unwrap_or_else(PoisonError::into_inner);
         let stalled = |state: &mut State| state.weather == Weather::Stalled;
-        let state = self.changed.wait_while(self.lock(), stalled).unwrap_or_else(PoisonError::into_inner);
+        let state = self.changed.wait_while(state, stalled).unwrap_or_else(PoisonError::into_inner);
         !(is_answer && state.weather == Weather::Deaf)
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use embedded::clickhouse::{ClickHouseChild, ClickHouseSettings, library_in};
 use embedded::kafka::{KafkaChild, KafkaSettings};
 
+use crate::host::{BROKER, CLICKHOUSE, Hosts};
 use crate::system::{System, binary, free_port, root};
 
 /// How long each may take until it answers: where all tests run at once on a small machine, Java alone needs a minute.
@@ -27,18 +28,22 @@ pub(crate) struct Servers {
     clickhouse_settings: ClickHouseSettings,
     kafka: Mutex<Option<KafkaChild>>,
     clickhouse: Mutex<Option<ClickHouseChild>>,
+    pub(crate) hosts: Option<Hosts>,
 }
 
 impl Servers {
     /// Settings on free ports, in a system's folder. Nothing runs.
-    pub(crate) fn new(dir: &Path, adjust: impl FnOnce(&mut KafkaSettings)) -> Self {
+    pub(crate) fn new(dir: &Path, hosts: Option<Hosts>, adjust: impl FnOnce(&mut KafkaSettings)) -> Self {
         let tools = tools();
         let mut kafka_settings = KafkaSettings::new(dir.join("kafka"), &tools, free_port());
         kafka_settings.start_timeout = START;
         adjust(&mut kafka_settings);
+        if let Some(hosts) = &hosts {
+            kafka_settings.java = hosts.wrapped(&kafka_settings.java, BROKER);
+        }
         let mut clickhouse_settings = ClickHouseSettings::new(dir.join("clickhouse"), library_in(&tools), free_port());
         clickhouse_settings.start_timeout = START;
-        Self { kafka_settings, clickhouse_settings, kafka: Mutex::new(None), clickhouse: Mutex::new(None) }
+        Self { kafka_settings, clickhouse_settings, kafka: Mutex::new(None), clickhouse: Mutex::new(None), hosts }
     }
 }
 
@@ -78,7 +83,9 @@ impl System {
     /// Starts ClickHouse again on what it kept.
     pub async fn start_clickhouse(&self) {
         let settings = &self.servers.clickhouse_settings;
-        let child = ClickHouseChild::start(settings, settings.command(binary())).await.expect("ClickHouse");
+        let mut command = settings.command(binary());
+        command.envs(self.servers.hosts.iter().flat_map(|hosts| hosts.variables(CLICKHOUSE)));
+        let child = ClickHouseChild::start(settings, command).await.expect("ClickHouse");
         *locked(&self.servers.clickhouse) = Some(child);
     }
 
@@ -112,6 +119,11 @@ impl System {
     /// The pid of the broker.
     pub fn kafka_pid(&self) -> u32 {
         locked(&self.servers.kafka).as_ref().expect("Kafka runs").pid()
+    }
+
+    /// Whether the broker has not ended by itself.
+    pub fn kafka_runs(&self) -> bool {
+        locked(&self.servers.kafka).as_ref().is_some_and(KafkaChild::is_running)
     }
 
     /// The pid of ClickHouse.

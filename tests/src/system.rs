@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 use crate::client::Client;
+use crate::host::{Host, Hosts};
 pub use crate::role::Role;
 use crate::servers::{Servers, locked};
 use crate::wait::until;
@@ -63,6 +64,8 @@ pub struct System {
     pub(crate) servers: Servers,
     /// The simulated vLLM of each model, with what each knows of its requests.
     pub simulators: BTreeMap<&'static str, Simulator>,
+    /// By which way gateways reach one, where not directly.
+    ways: BTreeMap<&'static str, String>,
     /// For the API and the gateway.
     pub client: Client,
     /// The last one to go, when nobody writes there any more.
@@ -75,13 +78,23 @@ pub const MODELS: [&str; 2] = ["llama-3.1-8b", "mistral-7b"];
 impl System {
     /// Kafka, ClickHouse and the simulators run; no role yet.
     pub async fn parts(pace_us: u64) -> Self {
-        Self::parts_with(pace_us, |_| {}).await
+        Self::parts_in(folder(), None, pace_us, |_| {}).await
     }
 
-    /// The same, with other settings of the broker.
-    pub async fn parts_with(pace_us: u64, adjust: impl FnOnce(&mut KafkaSettings)) -> Self {
-        let dir = tempfile::Builder::new().prefix("tollgate-").tempdir().expect("a folder");
-        let servers = Servers::new(dir.path(), adjust);
+    /// The same, each process on a host of its own, and with other settings of the broker.
+    pub async fn parts_on_hosts(pace_us: u64, adjust: impl FnOnce(&mut KafkaSettings)) -> Self {
+        let dir = folder();
+        let hosts = Hosts::new(dir.path().join("hosts"));
+        Self::parts_in(dir, Some(hosts), pace_us, adjust).await
+    }
+
+    async fn parts_in(
+        dir: TempDir,
+        hosts: Option<Hosts>,
+        pace_us: u64,
+        adjust: impl FnOnce(&mut KafkaSettings),
+    ) -> Self {
+        let servers = Servers::new(dir.path(), hosts, adjust);
         let mut simulators = BTreeMap::new();
         for model in MODELS {
             let settings = SimulatorSettings {
@@ -101,6 +114,7 @@ impl System {
             roles: Mutex::default(),
             servers,
             simulators,
+            ways: BTreeMap::new(),
             client: Client::default(),
             dir,
         };
@@ -180,6 +194,21 @@ impl System {
         format!("http://127.0.0.1:{}{path}", self.ports[&role])
     }
 
+    /// Where gateways reach the replica of a model.
+    pub fn replica_url(&self, model: &str) -> String {
+        self.ways.get(model).cloned().unwrap_or_else(|| self.simulators[model].url())
+    }
+
+    /// Lets gateways reach it there, if it is not registered yet.
+    pub fn lead(&mut self, model: &'static str, url: String) {
+        self.ways.insert(model, url);
+    }
+
+    /// What a host does from now on: of a system on hosts of its own.
+    pub fn turn_host(&self, name: &str, host: Host) {
+        self.servers.hosts.as_ref().expect("hosts of its own").turn(name, host);
+    }
+
     /// The system's folder.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -191,7 +220,7 @@ impl System {
         let mut command = Command::new(binary());
         command.arg(role.subcommand()).current_dir(self.dir.path()).env_clear().envs(&self.variables);
         let own = self.own_settings(role).into_iter().map(|(name, value)| (format!("TOLLGATE__{name}"), value));
-        command.envs(own);
+        command.envs(own).envs(self.servers.hosts.iter().flat_map(|hosts| hosts.variables(role.name())));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
         // It dies with the test's thread, however that ends.
         embedded::die_with_parent(&mut command);
@@ -327,6 +356,10 @@ impl Drop for System {
             }
         }
     }
+}
+
+fn folder() -> TempDir {
+    tempfile::Builder::new().prefix("tollgate-").tempdir().expect("a folder")
 }
 
 fn tail(path: &Path) -> String {

@@ -38,7 +38,7 @@ pub async fn new_key(system: &System, tenant: &str) -> (String, String) {
 pub async fn models(system: &System) {
     for model in MODELS {
         put(system, &format!("models/{model}"), &json!({"version": "v1", "served_name": model})).await;
-        let replica = json!({"model": model, "url": system.simulators[model].url()});
+        let replica = json!({"model": model, "url": system.replica_url(model)});
         put(system, &format!("replicas/{model}-1"), &replica).await;
     }
 }

@@ -47,14 +47,26 @@ pub(crate) enum Fault {
     BrokerSleeps,
     /// ClickHouse does nothing for a while, and goes on with what it was asked then.
     ClickHouseSleeps,
-    /// The network to the broker is cut, stalls, or loses answers.
+    /// The network to the broker is cut, stalls, is slow, or loses answers.
     BrokerUnreachable,
-    /// The network to ClickHouse is cut, stalls, or loses answers.
+    /// The network to ClickHouse is cut, stalls, is slow, or loses answers.
     ClickHouseUnreachable,
+    /// The network to an engine is cut, stalls, is slow, or loses answers, amid its streams.
+    EngineUnreachable,
+    /// A clock steps by up to an hour, and is right again some day: a gateway's, a fold's, billing's.
+    ClockSteps,
+    /// Each sync of a gateway's disk, the broker's or ClickHouse's takes long.
+    SlowDisk,
+    /// No file of the broker has room: it may end by itself, and is started again when there is room.
+    BrokerFull,
+    /// No file of ClickHouse has room, until there is again and somebody starts it anew.
+    ClickHouseFull,
+    /// While no fold runs, an operator resets what the group committed, to anywhere.
+    OffsetsReset,
 }
 
 /// All of them, the common ones more often.
-const ALL: [(Fault, usize); 23] = [
+const ALL: [(Fault, usize); 29] = [
     (Fault::Gateway, 4),
     (Fault::GatewayAgainAndAgain, 1),
     (Fault::GatewaySleeps, 2),
@@ -78,6 +90,12 @@ const ALL: [(Fault, usize); 23] = [
     (Fault::ClickHouseSleeps, 2),
     (Fault::BrokerUnreachable, 3),
     (Fault::ClickHouseUnreachable, 3),
+    (Fault::EngineUnreachable, 3),
+    (Fault::ClockSteps, 4),
+    (Fault::SlowDisk, 3),
+    (Fault::BrokerFull, 1),
+    (Fault::ClickHouseFull, 2),
+    (Fault::OffsetsReset, 1),
 ];
 
 /// What is under one fault at a time. Faults of different parts overlap.
@@ -92,10 +110,11 @@ pub(crate) enum Part {
     WayToBroker,
     ClickHouse,
     WayToClickHouse,
+    WayToEngines,
 }
 
 impl Part {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Gateway,
         Self::OtherGateway,
         Self::Fold,
@@ -105,6 +124,7 @@ impl Part {
         Self::WayToBroker,
         Self::ClickHouse,
         Self::WayToClickHouse,
+        Self::WayToEngines,
     ];
 }
 
@@ -133,7 +153,7 @@ impl Deck {
 }
 
 impl Fault {
-    /// Whom it hurts.
+    /// Whom it hurts, in the order of the parts.
     pub(crate) const fn parts(self) -> &'static [Part] {
         match self {
             Self::Gateway | Self::GatewayAgainAndAgain | Self::GatewaySleeps | Self::GatewayStops | Self::SpoolFull => {
@@ -143,16 +163,20 @@ impl Fault {
             Self::OtherGateway => &[Part::OtherGateway],
             Self::Fold | Self::FoldSleeps => &[Part::Fold],
             Self::FoldsJoinAndLeave | Self::FoldTwice => &[Part::OtherFolds],
-            Self::Broker | Self::BrokerAway | Self::BrokerSleeps => &[Part::Broker],
+            Self::Broker | Self::BrokerAway | Self::BrokerSleeps | Self::BrokerFull => &[Part::Broker],
             Self::BrokerUnreachable => &[Part::WayToBroker],
             Self::ClickHouse
             | Self::ClickHouseAway
             | Self::ClickHouseLosesItsDisk
             | Self::ClickHouseRestored
             | Self::ClickHouseSleeps
+            | Self::ClickHouseFull
             | Self::TableDropped => &[Part::ClickHouse],
             Self::ClickHouseUnreachable => &[Part::WayToClickHouse],
             Self::Billing => &[Part::Billing],
+            Self::EngineUnreachable => &[Part::WayToEngines],
+            Self::OffsetsReset => &[Part::Fold, Part::OtherFolds, Part::Broker],
+            Self::ClockSteps | Self::SlowDisk => &[],
         }
     }
 
@@ -180,8 +204,14 @@ impl Fault {
             Self::SpoolFull => "gateway's disk full",
             Self::BrokerSleeps => "broker stopped and woken",
             Self::ClickHouseSleeps => "ClickHouse stopped and woken",
-            Self::BrokerUnreachable => "network to the broker cut, stalled or deaf",
-            Self::ClickHouseUnreachable => "network to ClickHouse cut, stalled or deaf",
+            Self::BrokerUnreachable => "network to the broker cut, stalled, slow or deaf",
+            Self::ClickHouseUnreachable => "network to ClickHouse cut, stalled, slow or deaf",
+            Self::EngineUnreachable => "network to an engine cut, stalled, slow or deaf",
+            Self::ClockSteps => "a clock steps",
+            Self::SlowDisk => "a slow disk",
+            Self::BrokerFull => "broker's disk full",
+            Self::ClickHouseFull => "ClickHouse's disk full",
+            Self::OffsetsReset => "committed offsets reset",
         }
     }
 }

@@ -14,6 +14,7 @@
 mod fault;
 mod strike;
 mod tally;
+mod topics;
 mod world;
 
 use std::time::Duration;
@@ -75,6 +76,8 @@ async fn whatever_dies_each_token_is_counted_once() {
             tally.settle(&world).await;
         }
         a_small_window(&mut world, &mut dice, &mut tally).await;
+        let why = world.lose_the_log().await;
+        tally.say(&format!("the log was deleted; a line stands still, as it must: {why}"));
     }
     tally.finish();
 }

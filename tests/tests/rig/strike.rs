@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use promises::figures::execute;
+use promises::host::{BROKER, CLICKHOUSE, Host};
 use promises::network::{Network, Weather};
 use promises::process::{limit_files, signal};
 use promises::system::{Role, System};
@@ -11,6 +12,7 @@ use promises::traffic::Dice;
 use promises::wait::until;
 
 use crate::fault::Fault;
+use crate::topics::reset;
 use crate::world::{SOON, World};
 
 impl World {
@@ -95,7 +97,58 @@ impl World {
             Fault::ClickHouseSleeps => asleep(system.clickhouse_pid(), dice.below(4_000)).await,
             Fault::BrokerUnreachable => storm(&self.to_broker, dice).await,
             Fault::ClickHouseUnreachable => storm(&self.to_clickhouse, dice).await,
+            Fault::EngineUnreachable => {
+                let engine = usize::try_from(dice.below(self.to_engines.len() as u64)).unwrap();
+                storm(&self.to_engines[engine], dice).await;
+            }
+            Fault::ClockSteps => {
+                let hosts = ["gateway", "second-gateway", "fold", "second-fold", "billing"];
+                let clock_seconds = any(&[-3600, -47, 0, 47, 3600], dice);
+                self.on_host(any(&hosts, dice), |host| host.clock_seconds = clock_seconds);
+            }
+            Fault::SlowDisk => {
+                let disk = any(&["gateway", BROKER, CLICKHOUSE], dice);
+                self.on_host(disk, |host| host.sync = Duration::from_millis(50 + dice.below(500)));
+                tokio::time::sleep(Duration::from_millis(500 + dice.below(4_000))).await;
+                self.on_host(disk, |host| host.sync = Duration::ZERO);
+            }
+            Fault::BrokerFull => {
+                self.without_room(BROKER, dice).await;
+                if !system.kafka_runs() {
+                    system.kill_kafka().await;
+                    system.start_kafka().await;
+                }
+            }
+            Fault::ClickHouseFull => {
+                self.without_room(CLICKHOUSE, dice).await;
+                // A part of which a file stayed empty is set aside when the engine starts, and only then.
+                system.kill_clickhouse().await;
+                system.start_clickhouse().await;
+            }
+            Fault::OffsetsReset => self.offsets_reset(dice).await,
         }
+    }
+
+    fn on_host(&self, name: &'static str, change: impl FnOnce(&mut Host)) {
+        let mut hosts = self.hosts.borrow_mut();
+        let host = hosts.entry(name).or_default();
+        change(host);
+        self.system.turn_host(name, *host);
+    }
+
+    async fn without_room(&self, host: &'static str, dice: &mut Dice) {
+        self.on_host(host, |host| host.full = true);
+        tokio::time::sleep(Duration::from_millis(200 + dice.below(2_500))).await;
+        self.on_host(host, |host| host.full = false);
+    }
+
+    /// Kafka takes new offsets only of a group without members.
+    async fn offsets_reset(&self, dice: &mut Dice) {
+        let sharing: Vec<Role> = self.folds.borrow().iter().copied().filter(|fold| *fold != Role::SecondFold).collect();
+        let folds: Vec<Role> = sharing.into_iter().chain([Role::Fold]).collect();
+        folds.iter().for_each(|fold| self.system.kill(*fold));
+        reset(&self.system.brokers(), self.partitions, dice).await;
+        folds.iter().for_each(|fold| self.system.spawn(*fold));
     }
 
     fn toggle(&self, fold: Role) {
@@ -129,6 +182,10 @@ impl World {
     }
 }
 
+fn any<T: Copy>(of: &[T], dice: &mut Dice) -> T {
+    of[usize::try_from(dice.below(of.len() as u64)).unwrap()]
+}
+
 async fn sleep(system: &System, role: Role, millis: u64) {
     asleep(system.pid(role), millis).await;
 }
@@ -146,8 +203,7 @@ async fn full(pid: u32, bytes: u64, dice: &mut Dice) {
 }
 
 async fn storm(network: &Network, dice: &mut Dice) {
-    let weathers = [Weather::Cut, Weather::Stalled, Weather::Deaf];
-    network.turn(weathers[usize::try_from(dice.below(3)).unwrap()]);
+    network.turn(any(&[Weather::Cut, Weather::Stalled, Weather::Deaf, Weather::Slow], dice));
     tokio::time::sleep(Duration::from_millis(200 + dice.below(4_000))).await;
     network.turn(Weather::Fair);
 }

@@ -6,16 +6,18 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use promises::figures::execute;
+use promises::host::Host;
 use promises::network::Network;
 use promises::oracle::{admitted, check_figures, check_money, check_requests};
 use promises::process::writes_fail_beyond_limits;
-use promises::system::{Role, System};
+use promises::system::{MODELS, Role, System};
 use promises::tenants::shop;
 use promises::traffic::{Dice, Seen, plan, run_at};
 use promises::wait::until;
 use tokio::sync::Mutex;
 
 use crate::fault::{Fault, Part};
+use crate::topics::delete;
 
 /// Requests of a wave; waves go on as long as faults do.
 const WAVE: usize = 16;
@@ -30,6 +32,9 @@ pub(crate) struct World {
     pub(crate) system: System,
     pub(crate) to_broker: Network,
     pub(crate) to_clickhouse: Network,
+    pub(crate) to_engines: Vec<Network>,
+    pub(crate) hosts: RefCell<BTreeMap<&'static str, Host>>,
+    pub(crate) partitions: i32,
     pub(crate) keys: Vec<String>,
     seen: Vec<Seen>,
     /// Folds that run, beside the first.
@@ -57,7 +62,7 @@ impl World {
     pub(crate) async fn new(partitions: i32, seed: u64) -> Self {
         writes_fail_beyond_limits();
         let mut way = None;
-        let mut system = System::parts_with(1500, |kafka| {
+        let mut system = System::parts_on_hosts(1500, |kafka| {
             let network = Network::to(kafka.listen);
             // Clients go where the broker says that it is.
             let there = format!("PLAINTEXT://{}", network.listen());
@@ -70,12 +75,21 @@ impl World {
         system.set("KAFKA__BROKERS", &to_broker.listen().to_string());
         system.set("CLICKHOUSE__URL", &format!("http://{}", to_clickhouse.listen()));
         system.set("KAFKA__PARTITIONS", &partitions.to_string());
+        let mut to_engines = Vec::new();
+        for model in MODELS {
+            let network = Network::to(system.simulators[model].addr());
+            system.lead(model, format!("http://{}", network.listen()));
+            to_engines.push(network);
+        }
         system.start_all(&Role::ALL).await;
         let keys = shop(&system).await;
         Self {
             system,
             to_broker,
             to_clickhouse,
+            to_engines,
+            hosts: RefCell::default(),
+            partitions,
             keys,
             seen: Vec::new(),
             folds: RefCell::default(),
@@ -98,7 +112,10 @@ impl World {
         let striking = async {
             join_all(faults.into_iter().map(async |Drawn { fault, mut dice }| {
                 tokio::time::sleep(Duration::from_millis(dice.below(SPREAD))).await;
-                let _held = join_all(fault.parts().iter().map(|part| world.parts[part].lock())).await;
+                let mut held = Vec::new();
+                for part in fault.parts() {
+                    held.push(world.parts[part].lock().await);
+                }
                 world.strike(fault, &mut dice).await;
             }))
             .await;
@@ -192,6 +209,20 @@ impl World {
             if there >= wanted && lag == 0.0 { Ok(None) } else { Err(format!("{there} of {wanted}, lag {lag}")) }
         })
         .await
+    }
+
+    /// The log of the tokens is deleted and made anew, empty, while everything runs: says why a line stands still then. What was
+    /// counted stays as it was.
+    pub(crate) async fn lose_the_log(&mut self) -> String {
+        let before = self.system.raw().await;
+        delete(&self.system.brokers()).await;
+        self.system.migrate();
+        let mut traffic = self.traffic.clone();
+        let sent = self.wave(&mut traffic).await;
+        assert!(!admitted(&sent).is_empty(), "gateways serve on");
+        let why = until("a line to stand still", SOON, async || self.stands_still().await.ok_or(())).await;
+        assert_eq!(self.system.raw().await, before, "nothing of another log was counted: {why}");
+        why
     }
 
     /// What people are told to do: the log is folded anew.

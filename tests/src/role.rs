@@ -15,6 +15,8 @@ pub enum Role {
     SharingFold(u8),
     /// Another gateway in front of the same replicas, with a spool of its own. Not there unless a test starts it.
     SecondGateway,
+    /// Sends tiny requests as a tenant of its own. Not there unless a test starts it.
+    Canary,
 }
 
 impl Role {
@@ -32,6 +34,7 @@ impl Role {
             Self::SharingFold(3) => "fold-3",
             Self::SharingFold(_) => "fold-4",
             Self::SecondGateway => "second-gateway",
+            Self::Canary => "canary",
         }
     }
 

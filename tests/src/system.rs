@@ -106,7 +106,7 @@ impl System {
             simulators.insert(model, Simulator::start(settings).await.expect("a simulator"));
         }
         let sharing = (2..=4).map(Role::SharingFold);
-        let roles = Role::ALL.into_iter().chain([Role::SecondFold, Role::SecondGateway]).chain(sharing);
+        let roles = Role::ALL.into_iter().chain([Role::SecondFold, Role::SecondGateway, Role::Canary]).chain(sharing);
         let ports: BTreeMap<Role, u16> = roles.map(|role| (role, free_port())).collect();
         let mut system = Self {
             ports,
@@ -241,6 +241,7 @@ impl System {
                 ("GATEWAY__NAME", role.name().into()),
                 ("SPOOL__DIR", self.dir.path().join("second-spool").display().to_string()),
             ],
+            Role::Canary => vec![("CANARY__LISTEN", listen)],
             Role::Gateway | Role::Fold | Role::Billing => Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 
 mod adds_up;
 mod audit;
+mod canary;
 mod clients;
 mod corrections;
 mod faults;

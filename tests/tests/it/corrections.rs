@@ -94,6 +94,38 @@ async fn dead(system: &System) -> i64 {
     line.counts.dead
 }
 
+/// What the command shows, the API does: a page at a time without bytes, one with them, and who replayed it and why.
+async fn the_api_says_the_same(system: &System, keyed: &str, torn: &str) {
+    let listed = system.api("dead-letters").await;
+    let data = listed["data"].as_array().unwrap();
+    let counts: Vec<_> = listed["counts"].as_array().unwrap().iter().map(|count| count["reason"].as_str()).collect();
+    assert_eq!(counts, ["key_mismatch", "out_of_bounds", "seq_conflict", "undecodable"].map(Some));
+    assert!(data.len() == 4 && data.iter().all(|letter| letter["replay"]["state"] == "folded"), "{listed}");
+    assert!(data.iter().all(|letter| letter.get("value").is_none() && letter.get("key").is_none()), "{listed}");
+    let (mut cursor, mut paged) = (String::new(), Vec::new());
+    while paged.len() < 4 {
+        let page = system.api(&format!("dead-letters?limit=3{cursor}")).await;
+        paged.extend(page["data"].as_array().unwrap().clone());
+        cursor = page["next_cursor"].as_str().map_or_else(String::new, |next| format!("&cursor={next}"));
+    }
+    assert!(paged == *data && cursor.is_empty(), "{paged:?} {cursor}");
+    let one = system.api("dead-letters?topic=tokens&reason=undecodable").await;
+    assert_eq!((one["data"].as_array().unwrap().len(), &one["data"][0]["bytes"]), (1, &json!(8)), "{one}");
+    let taken = one["data"][0]["taken_at"].as_str().unwrap();
+    let since = system.api(&format!("dead-letters?reason=undecodable&from={taken}")).await;
+    let before = system.api(&format!("dead-letters?reason=undecodable&to={taken}")).await;
+    assert_eq!((since["data"].as_array().unwrap().len(), &before["data"]), (1, &json!([])));
+    assert_eq!(system.api("dead-letters?topic=requests").await["data"], json!([]));
+
+    for (place, bytes) in [(torn, Some("6e6f74206176726f")), (keyed, None)] {
+        let whole = system.api(&format!("dead-letters/{place}")).await;
+        let shown: Value = serde_json::from_str(&ok(system, &["show", place, "--json"])).unwrap();
+        assert_eq!(whole, shown, "by command and by API");
+        assert_eq!((&whole["replayed_by"], &whole["replay_reason"]), (&json!("ann"), &json!("ticket 311")), "{whole}");
+        assert!(bytes.is_none_or(|bytes| whole["value"] == bytes), "{whole}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_letter_is_found_corrected_and_counts_once_and_keeps_its_place() {
     let mut system = System::parts(0).await;
@@ -154,6 +186,7 @@ async fn a_dead_letter_is_found_corrected_and_counts_once_and_keeps_its_place() 
 
     // 100 as it came; 5, 20, 7 and 3 anew. The letters are where they were.
     assert_eq!((output(&system).await, dead(&system).await), (135, 4));
+    the_api_says_the_same(&system, &keyed, &torn).await;
     // The very bytes once more, as two people at once would send them: a duplicate.
     let bytes = |text: &str| text.parse::<stream::replay::Place>().unwrap();
     let replay = stream::replay::Replay::of(bytes(&torn), &serde_json::to_value(counted(1, 3)).unwrap(), 4).unwrap();

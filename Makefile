@@ -47,7 +47,7 @@ test-vllm: setup
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --package promises --test vllm -- --nocapture $(ARGS)
 
-# Some two hours. A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
+# Hours: how many is not measured since faults overlap. A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
 test-faults: setup
 	$(CARGO) build --locked --package tollgate
 	FAULTS=$${FAULTS:-1000} $(CARGO) test --locked --package promises --test rig -- --nocapture --test-threads 1 $(ARGS)

@@ -83,7 +83,8 @@ impl<E: FoldEvent> OpenChunk<E> {
 
     /// Takes a record that the line has stepped over, with the holes before it. `line` is the state after it.
     pub(crate) fn put(&mut self, record: &LogRecord<'_>, outcome: Outcome<E>, line: &LineState, now_ms: u64) {
-        self.pending.add(self.offsets(record), size(record), now_ms);
+        let is_news = !matches!(outcome, Outcome::Mark(Mark::Heartbeat { .. }));
+        self.pending.add(self.offsets(record), size(record), now_ms, is_news);
         if !left_out!(HolesAreMarks) {
             self.counts.marks += record.offset - self.end;
         }

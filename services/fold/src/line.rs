@@ -10,7 +10,7 @@ use ledger::ids::TenantId;
 use ledger::time::{Micros, Slot};
 use runtime::{Clock, Condition, Shutdown};
 use schemas::event::BalanceUpdated;
-use sql::{DataRow as _, PartitionTotal, Table};
+use sql::{ChunkRows, DataRow as _, PartitionTotal, Table};
 use stream::consume::{Bounds, ConsumeError, PartitionConsumer, Record};
 use stream::control::ControlView;
 use stream::kafka::KafkaSettings;
@@ -297,8 +297,10 @@ impl<E: FoldEvent> Line<E> {
             Event::Written(rows) => {
                 self.meters.written(&rows);
                 self.meters.all.insert.observe(self.inserted_at.elapsed().as_secs_f64());
-                let age_ms = (self.shared.clock.now() / 1000).saturating_sub(rows.first_log_time_ms);
-                self.meters.all.delay.observe(Duration::from_millis(age_ms.try_into().unwrap_or(0)).as_secs_f64());
+                if let Some(first_ms) = first_news(&rows) {
+                    let age_ms = (self.shared.clock.now() / 1000).saturating_sub(first_ms);
+                    self.meters.all.delay.observe(Duration::from_millis(age_ms.try_into().unwrap_or(0)).as_secs_f64());
+                }
                 for dead in &rows.dead {
                     tracing::error!(
                         topic,
@@ -436,6 +438,12 @@ impl<E: FoldEvent> Line<E> {
             Err(error) => self.health.kafka = Some(error.to_string()),
         }
     }
+}
+
+/// The log time of the first record of a chunk that somebody waits for: heartbeats alone wait on purpose.
+fn first_news<D>(rows: &ChunkRows<D>) -> Option<i64> {
+    let (data, dead) = (rows.data.first().map(|row| row.log_time_ms), rows.dead.first().map(|row| row.log_time_ms));
+    data.into_iter().chain(dead).min()
 }
 
 /// Whether a position can be read on from, given what is there: its own record may be there although the one before is not.

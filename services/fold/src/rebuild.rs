@@ -109,7 +109,8 @@ pub async fn run(
     mut progress: impl FnMut(Progress),
 ) -> Result<Vec<Rebuilt>, RebuildError> {
     sql::migrate(new, |_| {}).await?;
-    let room = CutPolicy { max_age_ms: u64::MAX, max_offsets: block_offsets, max_bytes: BLOCK_BYTES };
+    let room =
+        CutPolicy { max_age_ms: u64::MAX, max_quiet_ms: u64::MAX, max_offsets: block_offsets, max_bytes: BLOCK_BYTES };
     let rebuild = Rebuild { log, old: ClickHouse::new(old), new: ClickHouse::new(new), room };
     let mut rebuilt = Vec::new();
     for &partition in partitions {

@@ -9,7 +9,8 @@ use stream::cut::CutPolicy;
 use crate::driver::Cuts;
 
 /// What one block holds at most, in memory and in one insert.
-const BLOCK: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: 500_000, max_bytes: 128 << 20 };
+const BLOCK: CutPolicy =
+    CutPolicy { max_age_ms: u64::MAX, max_quiet_ms: u64::MAX, max_offsets: 500_000, max_bytes: 128 << 20 };
 
 /// Which partitions a process folds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -33,7 +34,7 @@ pub struct Settings {
     /// The name of this process in the group of folds, its own among them and the same after a restart. Without one it is made
     /// of the host's name and `listen`.
     pub name: Option<String>,
-    /// How long a record waits for others before its chunk is written, milliseconds.
+    /// How long a record waits for others before its chunk is written, milliseconds. Heartbeats alone wait for five seconds.
     pub chunk_ms: u64,
     /// Offsets after which a chunk is written at once. More are taken while another one is on its way.
     pub chunk_offsets: u64,
@@ -52,7 +53,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        let CutPolicy { max_age_ms, max_offsets, max_bytes } = CutPolicy::default();
+        let CutPolicy { max_age_ms, max_offsets, max_bytes, .. } = CutPolicy::default();
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8082)),
             partitions: Partitions::default(),
@@ -95,6 +96,8 @@ impl Settings {
         let bytes = |most: u64| most.min(share);
         let due = CutPolicy {
             max_age_ms: self.chunk_ms,
+            // Well before it would look like a standstill.
+            max_quiet_ms: CutPolicy::default().max_quiet_ms.min(self.stall_seconds * 500).max(self.chunk_ms),
             max_offsets: self.chunk_offsets,
             max_bytes: bytes(self.chunk_bytes),
         };

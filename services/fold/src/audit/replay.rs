@@ -14,7 +14,8 @@ use crate::chunk::{ClosedChunk, OpenChunk};
 use crate::event::{FoldEvent, Use};
 
 /// Room for whatever was one chunk.
-const WHOLE: CutPolicy = CutPolicy { max_age_ms: u64::MAX, max_offsets: u64::MAX, max_bytes: u64::MAX };
+const WHOLE: CutPolicy =
+    CutPolicy { max_age_ms: u64::MAX, max_quiet_ms: u64::MAX, max_offsets: u64::MAX, max_bytes: u64::MAX };
 
 /// A line that reads and writes nothing.
 pub(crate) struct Replay<'a, E: FoldEvent> {

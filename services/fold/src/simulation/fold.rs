@@ -46,8 +46,13 @@ pub(super) struct Line {
 impl Line {
     /// Chunks are due after `max_offsets`, and a block holds three times as many.
     pub(super) fn new(partition: i32, max_offsets: u64) -> Self {
-        let due = CutPolicy { max_age_ms: 300, max_offsets, max_bytes: 16_384 };
-        let block = CutPolicy { max_age_ms: u64::MAX, max_offsets: max_offsets * 3, max_bytes: 1 << 20 };
+        let due = CutPolicy { max_age_ms: 300, max_quiet_ms: 1_000, max_offsets, max_bytes: 16_384 };
+        let block = CutPolicy {
+            max_age_ms: u64::MAX,
+            max_quiet_ms: u64::MAX,
+            max_offsets: max_offsets * 3,
+            max_bytes: 1 << 20,
+        };
         Self {
             driver: Driver::new(partition, Cuts { due, block }),
             balances: None,

@@ -1,10 +1,10 @@
 //! What doctor, dev and the schema registration ask of other processes.
 
-pub(crate) use runtime::http::client::{Answer, Question, ask, get};
+use runtime::http::client::{AskError, get};
 
 /// Whether a GET is answered with success; if not, a short reason.
 pub(crate) async fn answers(url: &str) -> Result<(), String> {
-    match get(url).await? {
+    match get(url).await.map_err(|error| error.to_string())? {
         answer if answer.is_success() => Ok(()),
         answer => Err(format!("{} {}", answer.status, answer.text.trim())),
     }
@@ -21,7 +21,7 @@ pub(crate) async fn ready(url: &str) -> Result<(), Unready> {
         name: String,
         reason: Option<String>,
     }
-    let answer = get(url).await.map_err(Unready::Absent)?;
+    let answer = get(url).await?;
     if answer.is_success() {
         return Ok(());
     }
@@ -36,8 +36,8 @@ pub(crate) async fn ready(url: &str) -> Result<(), Unready> {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unready {
     /// Nobody answers there.
-    #[error("{0}")]
-    Absent(String),
+    #[error(transparent)]
+    Absent(#[from] AskError),
     /// It says what it waits for.
     #[error("{0}")]
     Waits(String),

@@ -43,7 +43,7 @@ pub(crate) async fn sample(state: &ControlState, now: Micros) -> Vec<ReplicaCoun
             None
         }
         Err(error) => {
-            tracing::debug!(?replicas, error, "no counters");
+            tracing::debug!(?replicas, %error, "no counters");
             None
         }
     });

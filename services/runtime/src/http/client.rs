@@ -1,13 +1,14 @@
-//! A small HTTP client for what one process asks of another now and then: plain http, one answer within a time limit.
+//! What one process asks of another now and then, in text: one answer within a time limit.
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Bytes;
-use hyper::header::CONTENT_TYPE;
-use hyper::{Method, Request};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, Request};
+
+use super::single::{SingleError, send};
+use crate::tls::{TlsClient, TlsError};
 
 /// Answers beyond this are of no use to anybody here.
 const LARGEST_ANSWER: usize = 8 << 20;
@@ -17,6 +18,8 @@ const LARGEST_ANSWER: usize = 8 << 20;
 pub struct Answer {
     /// The status.
     pub status: u16,
+    /// The headers.
+    pub headers: HeaderMap,
     /// The body as text.
     pub text: String,
 }
@@ -31,64 +34,115 @@ impl Answer {
 /// What to ask.
 #[derive(Debug)]
 pub struct Question<'a> {
+    /// Whom an `https://` address is trusted by. None: by the certificates of the system.
+    pub tls: Option<&'a TlsClient>,
     /// How.
     pub method: Method,
-    /// Whom: an `http://` address.
+    /// Whom: an `http://` or `https://` address.
     pub url: &'a str,
     /// More headers.
-    pub headers: &'a [(&'static str, &'a str)],
+    pub headers: &'a [(HeaderName, HeaderValue)],
     /// A body with its content type.
-    pub body: Option<(&'a str, String)>,
+    pub body: Option<(&'static str, String)>,
     /// How long the whole may take.
     pub limit: Duration,
+}
+
+/// Why there is no answer. Says nothing of what was asked: who asks names it.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody can be there.
+    #[error("its address must begin with http:// or https:// and name a host")]
+    Address,
+    /// There are no certificates to trust anybody by.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// See [`SingleError`].
+    #[error(transparent)]
+    Single(#[from] SingleError),
+    /// It took too long.
+    #[error("no answer within {} s", .0.as_secs())]
+    Slow(Duration),
 }
 
 /// GET, with three seconds for the answer.
 ///
 /// # Errors
-/// A short reason for people.
-pub async fn get(url: &str) -> Result<Answer, String> {
+/// See [`AskError`].
+pub async fn get(url: &str) -> Result<Answer, AskError> {
     let limit = Duration::from_secs(3);
-    ask(Question { method: Method::GET, url, headers: &[], body: None, limit }).await
+    ask(Question { tls: None, method: Method::GET, url, headers: &[], body: None, limit }).await
 }
 
 /// Asks once.
 ///
 /// # Errors
-/// A short reason for people.
-pub async fn ask(question: Question<'_>) -> Result<Answer, String> {
-    let Question { method, url, headers, body, limit } = question;
-    if !url.starts_with("http://") {
-        return Err(format!("{url} is not an http:// address"));
-    }
-    let mut request = Request::builder().method(method).uri(url);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let (kind, bytes) = body.map_or((None, Bytes::new()), |(kind, text)| (Some(kind), Bytes::from(text)));
+/// See [`AskError`].
+pub async fn ask(question: Question<'_>) -> Result<Answer, AskError> {
+    let Question { tls, method, url, headers, body, limit } = question;
+    let is_secure = url.starts_with("https://");
+    let (kind, body) = body.map_or((None, Bytes::new()), |(kind, text)| (Some(kind), Bytes::from(text)));
+    let request = Request::builder().method(method).uri(url).body(Full::new(body));
+    let is_asked = is_secure || url.starts_with("http://");
+    let Some(mut request) = request.ok().filter(|_| is_asked) else { return Err(AskError::Address) };
+    request.headers_mut().extend(headers.iter().cloned());
     if let Some(kind) = kind {
-        request = request.header(CONTENT_TYPE, kind);
+        request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     }
-    let request = request.body(Full::new(bytes)).map_err(|error| error.to_string())?;
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let answering = async {
-        let answer = client.request(request).await.map_err(|error| reason(&error))?;
-        let status = answer.status().as_u16();
-        let body =
-            Limited::new(answer.into_body(), LARGEST_ANSWER).collect().await.map_err(|error| error.to_string())?;
-        Ok(Answer { status, text: String::from_utf8_lossy(&body.to_bytes()).into_owned() })
+    let tls = match tls {
+        None if is_secure => Some(TlsClient::open(None)?),
+        given => given.cloned(),
     };
-    match tokio::time::timeout(limit, answering).await {
-        Ok(answer) => answer,
-        Err(_) => Err(format!("no answer within {} s", limit.as_secs())),
-    }
+    let answer = tokio::time::timeout(limit, send(tls.as_ref(), request, LARGEST_ANSWER)).await;
+    let (head, body) = answer.map_err(|_| AskError::Slow(limit))??.into_parts();
+    let text = String::from_utf8_lossy(&body).into_owned();
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, text })
 }
 
-/// The innermost reason: "connection refused" says more than "client error".
-fn reason(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{bind, routes, serve};
+    use crate::{Metrics, Readiness, Shutdown};
+    use std::net::SocketAddr;
+
+    fn question(url: &str) -> Question<'_> {
+        Question { tls: None, method: Method::GET, url, headers: &[], body: None, limit: Duration::from_millis(200) }
     }
-    innermost.to_string()
+
+    #[tokio::test]
+    async fn an_answer_is_read_with_its_status_whatever_that_is() {
+        let (readiness, stop) = (Readiness::new(), Shutdown::new());
+        let waiting = readiness.condition("kafka", "no broker answers");
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let serving = serve(listener, routes(Metrics::new(), readiness), stop.clone(), Duration::from_secs(5));
+        let asking = async {
+            let answer = get(&format!("http://{at}/readyz")).await.unwrap();
+            assert_eq!((answer.status, answer.is_success()), (503, false));
+            assert!(answer.text.contains("no broker answers") && answer.headers.contains_key(CONTENT_TYPE));
+            waiting.ready();
+            assert!(get(&format!("http://{at}/readyz")).await.unwrap().is_success());
+            stop.trigger();
+        };
+        tokio::join!(serving, asking).0.unwrap();
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_answer_is_said_without_what_was_asked() {
+        let silent = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let silent = format!("http://{}/secret", silent.local_addr().unwrap());
+        let gone: SocketAddr = bind(([127, 0, 0, 1], 0).into()).await.unwrap().local_addr().unwrap();
+        for (url, said) in [
+            ("ftp://secret", "http:// or https://"),
+            ("http://", "http:// or https://"),
+            ("secret", "http:// or https://"),
+            (&format!("http://{gone}/secret"), "cannot be reached: Connection refused"),
+            (&format!("https://{gone}/secret"), "cannot be reached: Connection refused"),
+            (&silent, "no answer within 0 s"),
+        ] {
+            let error = ask(question(url)).await.unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains("secret"), "{url}: {error}");
+        }
+    }
 }

@@ -20,29 +20,37 @@ pub enum SingleError {
     #[error("it cannot be reached: {0}")]
     Unreachable(std::io::Error),
     /// The connection broke, or what came is no answer, or is too long.
-    #[error("its answer cannot be read: {0}")]
+    #[error("its answer cannot be read: {}", innermost(.0.as_ref()))]
     Answer(BoxError),
 }
 
-/// Sends `request`, whose address is `http://` or `https://`, and reads the answer, of at most `largest` bytes. Has no limit of
-/// time: who asks sets one.
+/// "Connection reset by peer" says more than "connection error".
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
+}
+
+/// Sends `request`, whose address is `http://` or, with `tls`, `https://`, and reads the answer, of at most `largest` bytes. Has no
+/// limit of time: who asks sets one.
 ///
 /// # Errors
 /// See [`SingleError`].
 pub async fn send(
-    tls: &TlsClient,
+    tls: Option<&TlsClient>,
     request: Request<Full<Bytes>>,
     largest: usize,
 ) -> Result<Response<Bytes>, SingleError> {
     let url = request.uri();
     let secure = url.scheme_str() == Some("https");
+    let tls = tls.filter(|_| secure);
+    if secure && tls.is_none() {
+        return Err(SingleError::Unreachable(std::io::Error::other("its address is https://, and nobody is trusted")));
+    }
     let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
     let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
     let socket = TcpStream::connect((host.as_str(), port)).await.map_err(SingleError::Unreachable)?;
-    let answer = if secure {
-        ask(tls.connect(&host, socket).await.map_err(SingleError::Unreachable)?, request, largest).await
-    } else {
-        ask(socket, request, largest).await
+    let answer = match tls {
+        Some(tls) => ask(tls.connect(&host, socket).await.map_err(SingleError::Unreachable)?, request, largest).await,
+        None => ask(socket, request, largest).await,
     };
     answer.map_err(SingleError::Answer)
 }

@@ -30,7 +30,7 @@ pub(crate) async fn chat(client: &Client, base: &str, model: &str, stream: bool)
     if answer.status != 200 {
         return Err(format!("the gateway answered {}{}", answer.status, code(&answer.text)));
     }
-    let id = answer.request_id.and_then(|id| id.parse().ok());
+    let id = answer.headers.get("x-request-id").and_then(|id| id.to_str().ok()?.parse().ok());
     let id = id.ok_or("the gateway's answer has no x-request-id that is one of Tollgate's")?;
     let usage = if stream { streamed(&answer.text)? } else { whole(&answer.text)? };
     Ok(Told { id, counts: usage.counts() })

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use hyper::Method;
+use runtime::http::client::{self, Answer, Question};
 use schemas::compatibility::{self, EVIDENCE};
 use schemas::registry::{SCHEMAS, SchemaVersion};
 use serde_json::{Value, json};
 
 use crate::cli::SchemasCommand;
-use crate::web::{self, Answer, Question};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -72,7 +72,7 @@ async fn register(known: &[SchemaVersion], registry: &str) -> Result<String, Str
 /// Whether the registry has this very schema under this subject, version and id. Another one in its place is an error.
 async fn is_there(schema: &SchemaVersion, registry: &str) -> Result<bool, String> {
     let wanted: Value = serde_json::from_str(schema.text).map_err(|error| format!("{}: {error}", shown(schema)))?;
-    let by_id = web::get(&format!("{registry}/schemas/ids/{}", schema.id)).await?;
+    let by_id = get(format!("/schemas/ids/{}", schema.id), registry).await?;
     match by_id.status {
         404 => {}
         200 if text_of(&by_id).as_ref() == Some(&wanted) => {}
@@ -86,7 +86,7 @@ async fn is_there(schema: &SchemaVersion, registry: &str) -> Result<bool, String
         }
         _ => return Err(refused(registry, &by_id)),
     }
-    let by_version = web::get(&format!("{registry}/subjects/{}/versions/{}", schema.subject, schema.version)).await?;
+    let by_version = get(format!("/subjects/{}/versions/{}", schema.subject, schema.version), registry).await?;
     match by_version.status {
         404 => Ok(false),
         200 if text_of(&by_version) == Some(wanted) && json_of(&by_version)["id"] == schema.id => Ok(true),
@@ -100,12 +100,12 @@ async fn is_there(schema: &SchemaVersion, registry: &str) -> Result<bool, String
 
 /// A registry takes ids from outside only in the mode IMPORT; the subject is put back into the mode it had, whatever happens.
 async fn import(schema: &SchemaVersion, registry: &str) -> Result<(), String> {
-    let mode = format!("{registry}/mode/{}", schema.subject);
-    let before = web::get(&mode).await?;
+    let mode = format!("/mode/{}", schema.subject);
+    let before = get(mode.clone(), registry).await?;
     let put =
         |mode_name: Value| send(Method::PUT, format!("{mode}?force=true"), Some(json!({"mode": mode_name})), registry);
     put("IMPORT".into()).await?;
-    let versions = format!("{registry}/subjects/{}/versions", schema.subject);
+    let versions = format!("/subjects/{}/versions", schema.subject);
     let body = json!({"schema": schema.text, "schemaType": "AVRO", "id": schema.id, "version": schema.version});
     let imported = send(Method::POST, versions, Some(body), registry).await;
     let restored = match before.status {
@@ -115,10 +115,20 @@ async fn import(schema: &SchemaVersion, registry: &str) -> Result<(), String> {
     imported.and(restored)
 }
 
-async fn send(method: Method, url: String, body: Option<Value>, registry: &str) -> Result<(), String> {
-    let body = body.map(|body| ("application/vnd.schemaregistry.v1+json", body.to_string()));
-    let answer = web::ask(Question { method, url: &url, headers: &[], body, limit: LIMIT }).await?;
+async fn get(path: String, registry: &str) -> Result<Answer, String> {
+    ask(Method::GET, path, None, registry).await
+}
+
+async fn send(method: Method, path: String, body: Option<Value>, registry: &str) -> Result<(), String> {
+    let answer = ask(method, path, body, registry).await?;
     if answer.is_success() { Ok(()) } else { Err(refused(registry, &answer)) }
+}
+
+async fn ask(method: Method, path: String, body: Option<Value>, registry: &str) -> Result<Answer, String> {
+    let url = format!("{registry}{path}");
+    let body = body.map(|body| ("application/vnd.schemaregistry.v1+json", body.to_string()));
+    let answer = client::ask(Question { tls: None, method, url: &url, headers: &[], body, limit: LIMIT }).await;
+    answer.map_err(|error| format!("{registry}: {error}"))
 }
 
 fn refused(registry: &str, answer: &Answer) -> String {

@@ -103,7 +103,7 @@ async fn fetch(tls: &TlsClient, url: &Uri) -> Result<Bytes, SourceError> {
     let mut request = Request::new(Full::default());
     *request.uri_mut() = url.clone();
     request.headers_mut().insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-    let response = send(tls, request, SIZE_MAX).await.map_err(|error| match error {
+    let response = send(Some(tls), request, SIZE_MAX).await.map_err(|error| match error {
         SingleError::Unreachable(source) => SourceError::Unreachable { url: url.clone(), source },
         SingleError::Answer(source) => SourceError::Answer { url: url.clone(), source },
     })?;

@@ -76,27 +76,11 @@ impl Watch {
     /// Takes the counters of the replicas until shutdown, beside the comparisons: however long these take, samples are regular.
     pub(crate) async fn sample(self: Arc<Self>, shutdown: Shutdown) -> Result<(), Infallible> {
         while shutdown.sleep(self.every).await {
-            if !self.is_ours() {
-                continue;
-            }
-            let taken = async {
-                self.reconciler.ready().await;
-                self.reconciler.take_counters().await
-            };
-            let taken = tokio::select! {
-                taken = taken => taken,
-                () = shutdown.cancelled() => break,
-            };
-            if let Err(error) = taken {
-                self.meters.errors.inc();
-                tracing::warn!(%error, "the replicas' counters could not be kept");
+            if self.is_ours() {
+                self.acts(self.reconciler.take_counters(), "the replicas' counters could not be kept", &shutdown).await;
             }
         }
         Ok(())
-    }
-
-    fn is_ours(&self) -> bool {
-        self.given.borrow().as_ref().is_some_and(|given| given.contains(&PARTITION))
     }
 
     /// Compares until shutdown. What cannot be read is counted, and tried again the next time.
@@ -105,27 +89,35 @@ impl Watch {
         let mut pause = self.every;
         while shutdown.sleep(pause).await {
             let begun = Instant::now();
-            if !self.is_ours() {
+            if self.is_ours() {
+                self.acts(self.once(&mut known), "the figures could not be compared", &shutdown).await;
+            } else {
                 self.meters.forget();
                 known.clear();
-                pause = self.every;
-                continue;
-            }
-            let once = async {
-                self.reconciler.ready().await;
-                self.once(&mut known).await
-            };
-            let ended = tokio::select! {
-                ended = once => ended,
-                () = shutdown.cancelled() => break,
-            };
-            if let Err(error) = ended {
-                self.meters.errors.inc();
-                tracing::warn!(%error, "the figures could not be compared");
             }
             pause = self.every.max(begun.elapsed().saturating_mul(PAUSE));
         }
         Ok(())
+    }
+
+    fn is_ours(&self) -> bool {
+        self.given.borrow().as_ref().is_some_and(|given| given.contains(&PARTITION))
+    }
+
+    /// Does one of both, once all that it needs is read, unless the shutdown comes first.
+    async fn acts(&self, act: impl Future<Output = Result<(), ReconcileError>>, failed: &str, shutdown: &Shutdown) {
+        let act = async {
+            self.reconciler.ready().await;
+            act.await
+        };
+        let done = tokio::select! {
+            done = act => done,
+            () = shutdown.cancelled() => return,
+        };
+        if let Err(error) = done {
+            self.meters.errors.inc();
+            tracing::warn!(%error, "{failed}");
+        }
     }
 
     async fn once(&self, known: &mut Vec<Difference>) -> Result<(), ReconcileError> {

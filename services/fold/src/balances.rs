@@ -244,6 +244,7 @@ impl Balances {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ledger::control::Corrected;
     use ledger::tokens::TokenCounts;
     use proptest::prelude::*;
 
@@ -330,22 +331,14 @@ mod tests {
     }
 
     fn made(tenant: &str, time: &str, output: i64) -> UsageAdjustment {
-        UsageAdjustment {
+        let of = Corrected {
             tenant: id(tenant),
             project: "default".parse().unwrap(),
             model: "llama".parse().unwrap(),
-            version: None,
-            endpoint: None,
-            api_key: None,
-            slot: at(time),
-            deltas: Deltas { output, requests: output.signum(), ..Deltas::default() },
-            reason: "counted twice".into(),
-            by: "admin".into(),
-            made_at: at(time),
-            request: None,
-            dead_letter: None,
-            after: None,
-        }
+            slot: Slot::of(at(time)),
+        };
+        let deltas = Deltas { output, requests: output.signum(), ..Deltas::default() };
+        UsageAdjustment::new(of, deltas, "counted twice")
     }
 
     #[test]

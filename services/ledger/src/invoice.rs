@@ -220,6 +220,7 @@ fn adjusted(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::{Corrected, Deltas};
     use crate::time::Micros;
     use proptest::prelude::*;
 
@@ -298,22 +299,13 @@ mod tests {
     }
 
     fn made(slot: i64, input: i64, output: i64) -> UsageAdjustment {
-        UsageAdjustment {
+        let of = Corrected {
             tenant: "acme".parse().unwrap(),
             project: "search".parse().unwrap(),
             model: "llama".parse().unwrap(),
-            version: None,
-            endpoint: None,
-            api_key: None,
-            slot: Slot(slot).start(),
-            deltas: crate::control::Deltas { input, output, ..Default::default() },
-            reason: "counted twice".into(),
-            by: "admin".into(),
-            made_at: Micros(0),
-            request: None,
-            dead_letter: None,
-            after: None,
-        }
+            slot: Slot(slot),
+        };
+        UsageAdjustment::new(of, Deltas { input, output, ..Deltas::default() }, "counted twice")
     }
 
     #[test]

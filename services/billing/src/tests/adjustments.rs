@@ -1,7 +1,7 @@
 //! Corrections of usage: made once, by the admin, listed for ever, never changed; what cannot be is refused in plain words.
 
 use axum::http::{Method, StatusCode};
-use ledger::control::{Deltas, Document, Kind, UsageAdjustment, Write};
+use ledger::control::{Corrected, Deltas, Document, Kind, UsageAdjustment, Write};
 use ledger::ids::{ApiKeyId, ModelVersion};
 use ledger::time::{Micros, Slot};
 use ledger::tokens::TokenCounts;
@@ -116,21 +116,16 @@ fn used(version: &str, key: u128, input: u64) -> RatingLine {
 
 /// A correction of all of it, or of the part that is named.
 fn adjustment(version: Option<&str>, key: Option<u128>, input: i64) -> UsageAdjustment {
-    UsageAdjustment {
+    let of = Corrected {
         tenant: "acme".parse().unwrap(),
         project: "default".parse().unwrap(),
         model: "llama".parse().unwrap(),
+        slot: Slot::of(Micros(NOW)),
+    };
+    UsageAdjustment {
         version: version.map(|version| version.parse::<ModelVersion>().unwrap()),
-        endpoint: None,
         api_key: key.map(|key| ApiKeyId(Uuid::from_u128(key))),
-        slot: Slot::of(Micros(NOW)).start(),
-        deltas: Deltas { input, ..Deltas::default() },
-        reason: "counted twice".into(),
-        by: "admin".into(),
-        made_at: Micros(NOW),
-        request: None,
-        dead_letter: None,
-        after: None,
+        ..UsageAdjustment::new(of, Deltas { input, ..Deltas::default() }, "counted twice")
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ledger::control::{Deltas, UsageAdjustment};
+use ledger::control::{Corrected, Deltas, UsageAdjustment};
 use ledger::ids::{EventId, RequestId, SourceId};
-use ledger::time::Micros;
+use ledger::time::{Micros, Slot};
 use ledger::tokens::TokenCounts;
 use proptest::prelude::*;
 use schemas::event::{BalanceUpdated, ModelUsage};
@@ -103,22 +103,13 @@ fn a_balance_ahead_of_the_rows_waits_and_one_ahead_of_the_log_differs() {
 
 #[test]
 fn a_correction_is_in_a_balance_of_its_control_and_may_be_lacking_in_an_older_one() {
-    let made = UsageAdjustment {
+    let of = Corrected {
         tenant: "acme".parse().unwrap(),
         project: "default".parse().unwrap(),
         model: "m1".parse().unwrap(),
-        version: None,
-        endpoint: None,
-        api_key: None,
-        slot: Micros(0),
-        deltas: Deltas { output: -30, ..Deltas::default() },
-        reason: "counted twice".into(),
-        by: "admin".into(),
-        made_at: Micros(0),
-        request: None,
-        dead_letter: None,
-        after: None,
+        slot: Slot(0),
     };
+    let made = UsageAdjustment::new(of, Deltas { output: -30, ..Deltas::default() }, "counted twice");
     let tokens = TokenCounts { output: 100, ..TokenCounts::default() };
     let rows = BalanceSum { tenant: "acme".parse().unwrap(), model: "m1".parse().unwrap(), tokens, requests: 1 };
     for (output, as_of, differences, pending) in

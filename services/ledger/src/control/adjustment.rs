@@ -112,6 +112,27 @@ pub struct Corrected {
 }
 
 impl UsageAdjustment {
+    /// One of no version, endpoint or key in particular, that nobody has made yet.
+    pub fn new(of: Corrected, deltas: Deltas, reason: &str) -> Self {
+        let Corrected { tenant, project, model, slot } = of;
+        Self {
+            tenant,
+            project,
+            model,
+            version: None,
+            endpoint: None,
+            api_key: None,
+            slot: slot.start(),
+            deltas,
+            reason: reason.to_owned(),
+            by: String::new(),
+            made_at: slot.start(),
+            request: None,
+            dead_letter: None,
+            after: None,
+        }
+    }
+
     /// The slot that it corrects.
     pub const fn slot(&self) -> Slot {
         Slot::of(self.slot)

@@ -43,27 +43,22 @@ fn what_is_named_is_there_and_stays() {
     );
 }
 
+fn corrected(project: &str, slot: i64) -> Corrected {
+    Corrected {
+        tenant: "acme".parse().unwrap(),
+        project: project.parse().unwrap(),
+        model: "llama".parse().unwrap(),
+        slot: Slot(slot),
+    }
+}
+
 #[test]
 fn a_correction_is_made_once_and_stays_as_it_is() {
     let mut state = ControlState::default();
     let id = "8b0f6b3e-5b0e-4a53-9a3e-1f2d3c4b5a69";
     let made = |deltas: Deltas, reason: &str, slot: i64| {
-        Document::UsageAdjustment(UsageAdjustment {
-            tenant: "acme".parse().unwrap(),
-            project: "search".parse().unwrap(),
-            model: "llama".parse().unwrap(),
-            version: None,
-            endpoint: None,
-            api_key: None,
-            slot: Micros(slot),
-            deltas,
-            reason: reason.to_owned(),
-            by: "admin".to_owned(),
-            made_at: Micros(1),
-            request: None,
-            dead_letter: None,
-            after: None,
-        })
+        let made = UsageAdjustment::new(corrected("search", 0), deltas, reason);
+        Document::UsageAdjustment(UsageAdjustment { slot: Micros(slot), ..made })
     };
     let less = Deltas { output: -5, ..Deltas::default() };
     let sound = write(id, 0, made(less, "counted twice", 0));
@@ -110,22 +105,8 @@ fn shop() -> ControlState {
 fn a_correction_that_was_checked_beside_others_holds_beside_those_alone() {
     let mut state = shop();
     let made = |number: u128, project: &str, slot: i64, after: Option<u64>| {
-        let made = UsageAdjustment {
-            tenant: "acme".parse().unwrap(),
-            project: project.parse().unwrap(),
-            model: "llama".parse().unwrap(),
-            version: None,
-            endpoint: None,
-            api_key: None,
-            slot: Slot(slot).start(),
-            deltas: Deltas { input: 1, ..Deltas::default() },
-            reason: "why".to_owned(),
-            by: "admin".to_owned(),
-            made_at: Micros(1),
-            request: None,
-            dead_letter: None,
-            after,
-        };
+        let made = UsageAdjustment::new(corrected(project, slot), Deltas { input: 1, ..Deltas::default() }, "why");
+        let made = UsageAdjustment { after, ..made };
         write(&uuid::Uuid::from_u128(number).to_string(), 0, Document::UsageAdjustment(made))
     };
     let overtaken = |expected, found| Err(Rejected::Overtaken { expected, found });

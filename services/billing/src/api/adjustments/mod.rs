@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use chrono::{DateTime, Utc};
-use ledger::control::{ControlState, Deltas, Document, Kind, Rejected, UsageAdjustment};
+use ledger::control::{ControlState, Corrected, Deltas, Document, Kind, Rejected, UsageAdjustment};
 use ledger::ids::{ApiKeyId, ModelId, ModelVersion, ProjectId, RequestId, TenantId};
 use ledger::time::{Micros, Slot};
 use serde::{Deserialize, Serialize};
@@ -132,21 +132,18 @@ impl AdjustmentBody {
             return Err(Problem::value(format!("`endpoint` and `dead_letter` have 1 to {TEXT_MAX} bytes")));
         }
         let DeltaBody { input, cached_input, output, reasoning, requests } = self.deltas;
+        let deltas = Deltas { input, cached_input, output, reasoning, requests };
+        let slot = Slot::of(self.at.into());
+        let of = Corrected { tenant: self.tenant, project: self.project, model: self.model, slot };
         Ok(UsageAdjustment {
-            tenant: self.tenant,
-            project: self.project,
-            model: self.model,
             version: self.version,
             endpoint: self.endpoint,
             api_key: self.key,
-            slot: Slot::of(self.at.into()).start(),
-            deltas: Deltas { input, cached_input, output, reasoning, requests },
-            reason: self.reason.trim().to_owned(),
             by,
             made_at,
             request: self.request,
             dead_letter: self.dead_letter,
-            after: None,
+            ..UsageAdjustment::new(of, deltas, self.reason.trim())
         })
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::figures::balance::PeriodShown;
 use crate::figures::costs::UnratedLine;
-use crate::figures::preview::{BillAdjustment, BillLine, LateBill, UnratedQuantity};
+use crate::figures::preview::{BillAdjustment, BillLine, Charges, UnratedQuantity};
 use crate::figures::reconciliation::{LastRun, Run};
 use crate::figures::requests::RequestTokens;
 
@@ -84,17 +84,19 @@ fn bill() -> Bill {
     };
     Bill {
         tenant: "acme".parse().unwrap(),
-        period: period(),
         as_of: at(12),
         currency: "USD".parse().unwrap(),
-        late_from: at(2),
-        lines: vec![line],
-        adjustments: vec![correction],
-        unrated: vec![unrated],
-        exact: "0.255".into(),
-        rounding: "0.00".into(),
-        total: "0.26".into(),
-        late_of_period_before: Some(LateBill {
+        charges: Charges {
+            period: period(),
+            late_from: at(2),
+            lines: vec![line],
+            adjustments: vec![correction],
+            unrated: vec![unrated],
+            exact: "0.255".into(),
+            rounding: "0.00".into(),
+            total: "0.26".into(),
+        },
+        late_of_period_before: Some(Charges {
             period: PeriodShown { name: "2026-10".into(), ..period() },
             late_from: at(1),
             lines: vec![],

@@ -94,35 +94,11 @@ pub(crate) struct UnratedQuantity {
     pub(crate) late: bool,
 }
 
-/// What came late for the period before. It is in the bill of that period and not in this total: once that period is closed, it is
-/// left to this one.
+/// What is charged for a period. The amounts of the lines and adjustments, and `rounding`, add up to `total`.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct LateBill {
+pub(crate) struct Charges {
     pub(crate) period: PeriodShown,
-    /// What Kafka took from this moment on is late for that period.
-    pub(crate) late_from: DateTime<Utc>,
-    pub(crate) lines: Vec<BillLine>,
-    pub(crate) adjustments: Vec<BillAdjustment>,
-    pub(crate) unrated: Vec<UnratedQuantity>,
-    /// The sum of the exact amounts.
-    pub(crate) exact: String,
-    /// What rounding each of them left over.
-    pub(crate) rounding: String,
-    /// `exact`, rounded half-even to the currency's minor unit.
-    pub(crate) total: String,
-}
-
-/// What a period costs so far. The amounts of the lines and adjustments, and `rounding`, add up to `total`.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct Bill {
-    #[schema(value_type = String)]
-    pub(crate) tenant: TenantId,
-    pub(crate) period: PeriodShown,
-    /// When it was reckoned. What was folded by then is in it.
-    pub(crate) as_of: DateTime<Utc>,
-    #[schema(value_type = String)]
-    pub(crate) currency: Currency,
-    /// What Kafka takes from this moment on is late: the period cannot be closed before it.
+    /// What Kafka takes from this moment on is late for that period: it cannot be closed before it.
     pub(crate) late_from: DateTime<Utc>,
     /// What was metered; what came late apart.
     pub(crate) lines: Vec<BillLine>,
@@ -136,8 +112,22 @@ pub(crate) struct Bill {
     pub(crate) rounding: String,
     /// `exact`, rounded half-even to the currency's minor unit.
     pub(crate) total: String,
-    /// Absent when nothing was late.
-    pub(crate) late_of_period_before: Option<LateBill>,
+}
+
+/// What a period costs so far.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(crate) struct Bill {
+    #[schema(value_type = String)]
+    pub(crate) tenant: TenantId,
+    /// When it was reckoned. What was folded by then is in it.
+    pub(crate) as_of: DateTime<Utc>,
+    #[schema(value_type = String)]
+    pub(crate) currency: Currency,
+    #[serde(flatten)]
+    pub(crate) charges: Charges,
+    /// What came late for the period before; absent when nothing did. It is in the bill of that period and not in this total: once
+    /// that period is closed, it is left to this one.
+    pub(crate) late_of_period_before: Option<Charges>,
 }
 
 /// Answers a question for the running bill.
@@ -155,42 +145,32 @@ pub(crate) async fn preview(app: &App, caller: &Caller, asked: &PreviewQuery) ->
     let late = bills.of(before, false).await?;
     let unpriced = bill.adjustments.iter().filter(|line| line.per_million.is_none()).count();
     app.metrics.unrated.inc_by((bill.unrated.len() + unpriced) as u64);
-    let of_before = late_bill(late, before, zone)?;
-    let late_from = late_from(&period)?;
+    let late = match late.lines.is_empty() && late.adjustments.is_empty() && late.unrated.is_empty() {
+        true => None,
+        false => Some(Charges::of(late, before, zone)?),
+    };
     Ok(Bill {
         tenant: id,
-        period: PeriodShown::of(period, zone)?,
         as_of: instant(now)?,
         currency: bill.currency,
-        late_from,
-        exact: exact(bill.exact),
-        rounding: minor(bill.rounding),
-        total: minor(bill.total),
-        lines: bill.lines.into_iter().map(line).collect(),
-        adjustments: bill.adjustments.into_iter().map(adjustment).collect::<Result<_, _>>()?,
-        unrated: bill.unrated.into_iter().map(unrated).collect(),
-        late_of_period_before: of_before,
+        charges: Charges::of(bill, period, zone)?,
+        late_of_period_before: late,
     })
 }
 
-fn late_bill(bill: invoice::Preview, period: Period, zone: Tz) -> Result<Option<LateBill>, Problem> {
-    if bill.lines.is_empty() && bill.adjustments.is_empty() && bill.unrated.is_empty() {
-        return Ok(None);
+impl Charges {
+    fn of(bill: invoice::Preview, period: Period, zone: Tz) -> Result<Self, Problem> {
+        Ok(Self {
+            late_from: instant(LogHour(period.late_from_hour()).start())?,
+            period: PeriodShown::of(period, zone)?,
+            exact: exact(bill.exact),
+            rounding: minor(bill.rounding),
+            total: minor(bill.total),
+            lines: bill.lines.into_iter().map(line).collect(),
+            adjustments: bill.adjustments.into_iter().map(adjustment).collect::<Result<_, _>>()?,
+            unrated: bill.unrated.into_iter().map(unrated).collect(),
+        })
     }
-    Ok(Some(LateBill {
-        late_from: late_from(&period)?,
-        period: PeriodShown::of(period, zone)?,
-        exact: exact(bill.exact),
-        rounding: minor(bill.rounding),
-        total: minor(bill.total),
-        lines: bill.lines.into_iter().map(line).collect(),
-        adjustments: bill.adjustments.into_iter().map(adjustment).collect::<Result<_, _>>()?,
-        unrated: bill.unrated.into_iter().map(unrated).collect(),
-    }))
-}
-
-fn late_from(period: &Period) -> Result<DateTime<Utc>, Problem> {
-    instant(LogHour(period.late_from_hour()).start())
 }
 
 /// The bills of one tenant, by one state of control.

@@ -4,20 +4,11 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use fold::archive::{Archive, Archived, Checked, FileSize};
-use runtime::telemetry;
 use serde_json::{Value, json};
-use sql::ClickHouseSettings;
 
-use crate::audit::{Told, ended};
 use crate::cli;
-use crate::roles::{say, settings};
-use crate::settings::{Section, Uses};
-
-struct ArchiveCommand;
-
-impl Uses for ArchiveCommand {
-    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse];
-}
+use crate::over_log::{Told, close, ended, settings};
+use crate::roles::say;
 
 /// Runs it; the exit code says what came of it.
 pub(crate) async fn run(options: cli::Archive) -> Result<ExitCode, Box<dyn Error>> {
@@ -25,8 +16,7 @@ pub(crate) async fn run(options: cli::Archive) -> Result<ExitCode, Box<dyn Error
 }
 
 async fn archive(options: cli::Archive) -> Result<bool, Box<dyn Error>> {
-    let Some(settings) = settings::<ArchiveCommand>("archive", &options.role)? else { return Ok(true) };
-    telemetry::init(&telemetry::Settings { filter: "error".into(), ..settings.log })?;
+    let Some(settings) = settings("archive", &options.role)? else { return Ok(true) };
     let partitions: Vec<i32> = (0..settings.kafka.partitions).collect();
     let archive = Archive::new(&options.dir, &settings.clickhouse);
     let mut told = Told::default();
@@ -40,18 +30,6 @@ async fn archive(options: cli::Archive) -> Result<bool, Box<dyn Error>> {
     told.end();
     close(archive).await;
     say_archived(&lines?, options.json)
-}
-
-/// The archive that a command reads what Kafka no longer has from, if it was given one.
-pub(crate) fn to_read(options: &cli::ArchiveToRead, clickhouse: &ClickHouseSettings) -> Option<Archive> {
-    options.dir.as_ref().map(|dir| Archive::new(dir, clickhouse))
-}
-
-/// Leaves nothing in ClickHouse. What cannot be removed now is removed by a later run.
-pub(crate) async fn close(archive: Archive) {
-    if let Err(error) = archive.close().await {
-        eprintln!("tollgate: a table log_rows_… is left in ClickHouse until another run removes it: {error}");
-    }
 }
 
 fn say_archived(lines: &[Archived], as_json: bool) -> Result<bool, Box<dyn Error>> {

@@ -1,62 +1,30 @@
 //! `tollgate audit`: replays the log, and says whether ClickHouse holds what it says.
 
 use std::error::Error;
-use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use fold::archive::Log;
-use fold::audit::{Audited, Difference, Progress, Sums, TOLD};
+use fold::audit::{Audited, Difference, Sums, TOLD};
 use ledger::control::{Document, Kind};
 use ledger::ids::TenantId;
 use ledger::time::Period;
 use ledger::tokens::TokenCounts;
-use runtime::telemetry;
 use serde_json::{Value, json};
 use sql::RowFault;
 use stream::kafka::KafkaSettings;
 use stream::partition::partition_of;
 
-use crate::archive;
 use crate::cli;
 use crate::doctor::control;
-use crate::roles::{say, settings};
-use crate::settings::{Section, Uses};
-
-/// Differences were found.
-const DIFFERENT: u8 = 1;
-/// It cannot be said whether there are any.
-const UNKNOWN: u8 = 2;
-/// How far it is, is said so often.
-const TELL: Duration = Duration::from_secs(1);
-
-struct AuditCommand;
-
-impl Uses for AuditCommand {
-    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse];
-}
+use crate::over_log::{ended, read, settings};
+use crate::roles::say;
 
 /// Runs it; the exit code says what came of it.
 pub(crate) async fn run(options: cli::Audit) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ended(&audit(options).await))
 }
 
-/// The exit code of what compares ClickHouse with the log, once it said whether both are the same.
-pub(crate) fn ended(same: &Result<bool, Box<dyn Error>>) -> ExitCode {
-    match same {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(DIFFERENT),
-        Err(error) => {
-            eprintln!("tollgate: {error}");
-            ExitCode::from(UNKNOWN)
-        }
-    }
-}
-
 async fn audit(options: cli::Audit) -> Result<bool, Box<dyn Error>> {
-    let Some(settings) = settings::<AuditCommand>("audit", &options.role)? else { return Ok(true) };
-    // What is found is said in words of its own.
-    telemetry::init(&telemetry::Settings { filter: "error".into(), ..settings.log })?;
+    let Some(settings) = settings("audit", &options.role)? else { return Ok(true) };
     let all = 0..settings.kafka.partitions;
     let asked = match &options.tenant {
         Some(tenant) => Some(asked(&settings.kafka, tenant, options.period.as_deref()).await?),
@@ -70,15 +38,10 @@ async fn audit(options: cli::Audit) -> Result<bool, Box<dyn Error>> {
     if let Some(none) = partitions.iter().find(|partition| !all.contains(partition)) {
         return Err(format!("there is no partition {none}: they are 0 to {}", all.end - 1).into());
     }
-    let archive = archive::to_read(&options.archive, &settings.clickhouse);
-    let log = Log { kafka: &settings.kafka, archive: archive.as_ref() };
-    let mut told = Told::default();
-    let lines = fold::audit::run(log, &settings.clickhouse, &partitions, |progress| told.tell(progress)).await;
-    told.end();
-    if let Some(archive) = archive {
-        archive::close(archive).await;
-    }
-    let lines = lines?;
+    let lines = read(&settings.kafka, &options.archive, &settings.clickhouse, async |log, told| {
+        fold::audit::run(log, &settings.clickhouse, &partitions, |progress| told.tell(progress)).await
+    });
+    let lines = lines.await?;
     let whole = lines.iter().all(|line| line.differences.is_empty());
     let used = asked.map(|(tenant, period)| Used::of(&lines, tenant, period));
     if options.json {
@@ -106,41 +69,6 @@ async fn asked(
         );
     };
     Ok((id, Some(Period::month(period, known.time_zone)?)))
-}
-
-/// How far it is, on standard error: a line that changes on a terminal, a line now and then elsewhere.
-#[derive(Default)]
-pub(crate) struct Told {
-    /// Which line, since when, and from which offset on.
-    line: Option<(&'static str, i32, Instant, i64)>,
-    last: Option<Instant>,
-}
-
-impl Told {
-    pub(crate) fn tell(&mut self, progress: Progress) {
-        let Progress { topic, partition, done, of } = progress;
-        let now = Instant::now();
-        let (since, from) = match self.line {
-            Some((t, p, since, from)) if (t, p) == (topic, partition) => (since, from),
-            // The rate is known from the second time on.
-            _ => return self.line = Some((topic, partition, now, done)),
-        };
-        if self.last.is_some_and(|last| now - last < TELL) || done == of {
-            return;
-        }
-        self.last = Some(now);
-        let rate = (done - from) as f64 / (now - since).as_secs_f64().max(0.001);
-        let left = (of - done) as f64 / rate.max(1.0);
-        let text = format!("{topic}/{partition}: {done} of {of} offsets, {rate:.0} per second, {left:.0} s left");
-        let mut err = std::io::stderr().lock();
-        let _ = if err.is_terminal() { write!(err, "\r\u{1b}[K{text}") } else { writeln!(err, "{text}") };
-    }
-
-    pub(crate) fn end(&self) {
-        if self.last.is_some() && std::io::stderr().is_terminal() {
-            eprint!("\r\u{1b}[K");
-        }
-    }
 }
 
 fn line_text(line: &Audited) {

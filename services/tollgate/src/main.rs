@@ -9,6 +9,7 @@ mod dev;
 mod doctor;
 mod embedded_servers;
 mod migrate;
+mod over_log;
 mod rebuild;
 mod reconcile;
 mod roles;

@@ -3,22 +3,12 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use fold::archive::Log;
 use fold::rebuild::{BLOCK_OFFSETS, Rebuilt};
-use runtime::telemetry;
 use serde_json::{Value, json};
 
-use crate::archive;
-use crate::audit::{Told, ended};
 use crate::cli;
-use crate::roles::{say, settings};
-use crate::settings::{Section, Uses};
-
-struct RebuildCommand;
-
-impl Uses for RebuildCommand {
-    const SECTIONS: &'static [Section] = &[Section::Kafka, Section::ClickHouse];
-}
+use crate::over_log::{ended, read, settings};
+use crate::roles::say;
 
 /// Runs it; the exit code says what came of it.
 pub(crate) async fn run(options: cli::Rebuild) -> Result<ExitCode, Box<dyn Error>> {
@@ -26,8 +16,7 @@ pub(crate) async fn run(options: cli::Rebuild) -> Result<ExitCode, Box<dyn Error
 }
 
 async fn rebuild(options: cli::Rebuild) -> Result<bool, Box<dyn Error>> {
-    let Some(settings) = settings::<RebuildCommand>("rebuild", &options.role)? else { return Ok(true) };
-    telemetry::init(&telemetry::Settings { filter: "error".into(), ..settings.log })?;
+    let Some(settings) = settings("rebuild", &options.role)? else { return Ok(true) };
     let (kafka, old) = (settings.kafka, settings.clickhouse);
     let mut new = old.clone();
     new.database = options.into.unwrap_or_else(|| format!("{}_rebuild", old.database));
@@ -39,15 +28,10 @@ async fn rebuild(options: cli::Rebuild) -> Result<bool, Box<dyn Error>> {
         return Err("--into must be another database than the one that is read".into());
     }
     let partitions: Vec<i32> = (0..kafka.partitions).collect();
-    let archive = archive::to_read(&options.archive, &new);
-    let log = Log { kafka: &kafka, archive: archive.as_ref() };
-    let mut told = Told::default();
-    let lines = fold::rebuild::run(log, &old, &new, &partitions, BLOCK_OFFSETS, |progress| told.tell(progress)).await;
-    told.end();
-    if let Some(archive) = archive {
-        archive::close(archive).await;
-    }
-    let lines = lines.map_err(|error| format!("{error}; run it again, and it goes on from what is there"))?;
+    let lines = read(&kafka, &options.archive, &new, async |log, told| {
+        fold::rebuild::run(log, &old, &new, &partitions, BLOCK_OFFSETS, |progress| told.tell(progress)).await
+    });
+    let lines = lines.await.map_err(|error| format!("{error}; run it again, and it goes on from what is there"))?;
     let same = lines.iter().all(|line| line.differences.is_empty());
     if options.json {
         let lines: Vec<Value> = lines.iter().map(line_json).collect();

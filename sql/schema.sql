@@ -111,7 +111,7 @@ CREATE TABLE requests
             source,
             kafka_partition
     ),
-    PROJECTION endings
+    PROJECTION ends
     (
         SELECT
             kind,
@@ -124,6 +124,7 @@ CREATE TABLE requests
             log_hour,
             kafka_partition,
             count(),
+            sum(folded),
             sum(attempts)
         GROUP BY
             kind,

@@ -1,4 +1,4 @@
--- Chunks that say other numbers of rows than there are. A chunk is one part, so that no chunk is ever seen half.
+-- Chunks that say other numbers of rows than there are; a sealed month is one chunk, whose rows stand for many. A chunk is one part, so that no chunk is ever seen half.
 SELECT
     chunk_first,
     max(chunk_end) AS end,
@@ -6,8 +6,9 @@ SELECT
     countIf(kind = 'chunk') AS chunks,
     sumIf(folded, kind = 'chunk') AS folded_said,
     sumIf(dead, kind = 'chunk') AS dead_said,
-    countIf(kind = 'data') AS data_rows,
-    countIf(kind = 'dead') AS dead_rows
+    toUInt64(countIf(kind = 'data') + sumIf(folded, kind = 'data')) AS data_rows,
+    countIf(kind = 'dead') AS dead_rows,
+    countIf(kind = 'chunk' AND seq > 0) AS sealed
 FROM {table:Identifier}
 WHERE kafka_partition = {partition:Int32}
   AND log_month >= {month_from:UInt32} AND log_month <= {month_to:UInt32}

@@ -1,7 +1,7 @@
 -- How requests ended, by spans of time whose first slots are given.
 SELECT
     roundDown(slot, {spans:Array(Int64)}) AS span, model, status, end_reason,
-    count() AS request_count,
+    toUInt64(count() + sum(folded)) AS request_count,
     sum(attempts) AS attempt_count
 FROM requests
 WHERE kind = 'data'

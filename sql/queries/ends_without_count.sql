@@ -1,10 +1,10 @@
--- Requests whose end is there and whose last count is not.
+-- Requests whose end is there and whose last count is not. Rows of sealed months, which have an end of a chunk, are of no request.
 WITH
     ended AS
     (
         SELECT request_id, tenant_id, log_hour, source, occurred_at
         FROM requests
-        WHERE kafka_partition = {partition:Int32} AND kind = 'data'
+        WHERE kafka_partition = {partition:Int32} AND kind = 'data' AND chunk_end = 0
           AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
     )
 SELECT

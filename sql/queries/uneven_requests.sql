@@ -12,7 +12,7 @@ SELECT
     max(output_cumulative) AS output_last,
     max(reasoning_cumulative) AS reasoning_last
 FROM tokens
-WHERE kafka_partition = {partition:Int32} AND kind = 'data'
+WHERE kafka_partition = {partition:Int32} AND kind = 'data' AND chunk_end = 0
   AND log_month >= {month_from:UInt32} AND log_month <= {month_to:UInt32}
   AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
   AND (empty({request_ids:Array(UUID)}) OR request_id IN {request_ids:Array(UUID)})

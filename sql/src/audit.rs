@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use clickhouse::Row;
-use ledger::ids::RequestId;
+use ledger::ids::{RequestId, SourceId};
 use serde::Deserialize;
 
 use crate::calendar::log_month;
 use crate::client::{ClickHouse, fetch, within_deadline};
 use crate::error::QueryError;
 use crate::insert::place;
+use crate::raw::sealed::{SealedRow, SealedRows};
 use crate::raw::{DataRow, Field, Figures, Place, RawRow, RowKey};
 use crate::rows::ChunkRows;
 use crate::table::{Kind, Table};
@@ -131,6 +132,61 @@ impl ClickHouse {
         different.truncate(most);
         Ok(different)
     }
+}
+
+impl ClickHouse {
+    /// Holds a sealed month to what the log says of it: every row of its part, and no other. Where its sources' rows stand depends on
+    /// how it was cut. The differences, sorted by offset; at most `most` of them.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn sealed_differences<D: SealedRow>(
+        &self,
+        wanted: &SealedRows<D>,
+        partition: i32,
+        most: usize,
+    ) -> Result<Vec<RowDifference>, QueryError> {
+        let month = wanted.month;
+        let query = self
+            .rows(RAW_ROWS)
+            .param("table", D::TABLE.name())
+            .param("partition", partition)
+            .param("month_from", month.month)
+            .param("month_to", month.month)
+            .param("from", i64::MIN)
+            .param("before", i64::MAX);
+        let (mut data, mut dead) = (wanted.by_offset(), wanted.dead().collect::<BTreeMap<_, _>>());
+        let (mut sources, mut chunk) = (wanted.sources().clone(), Some(()));
+        let mut different = Vec::new();
+        let mut rows = query.fetch::<D::Raw>()?;
+        while let Some(found) = within_deadline(rows.next()).await? {
+            let key = D::Raw::key(&found);
+            let field = match key.kind {
+                Kind::Data => data.remove(&key.offset).map(|row| wanted.data_difference(row, &found)),
+                Kind::Dead => dead.remove(&key.offset).map(|row| wanted.dead_difference(row, &found)),
+                Kind::Source => {
+                    let source = SourceId(key.source);
+                    sources.remove(&source).map(|state| wanted.source_difference(source, &state, &found))
+                }
+                Kind::Chunk => chunk.take().map(|()| wanted.chunk_difference(&found)),
+            };
+            let fault = field.map_or(Some(RowFault::Added), |field| field.map(RowFault::Changed));
+            different.extend(fault.map(|fault| differs(key.offset, key.kind, fault)));
+        }
+        let missing = data.into_keys().map(|offset| (offset, Kind::Data));
+        let missing = missing.chain(dead.into_keys().map(|offset| (offset, Kind::Dead)));
+        let missing = missing.chain(sources.into_keys().map(|_| (month.first, Kind::Source)));
+        let missing = missing.chain(chunk.map(|()| (month.first, Kind::Chunk)));
+        different.extend(missing.map(|(offset, kind)| differs(offset, kind, RowFault::Missing)));
+        different.sort_by_key(|difference| (difference.offset, difference.kind));
+        different.truncate(most);
+        Ok(different)
+    }
+}
+
+/// A row of a sealed month, which is of no request.
+fn differs(offset: i64, kind: Kind, fault: RowFault) -> RowDifference {
+    RowDifference { offset, kind, request: None, fault }
 }
 
 fn wanted<D: DataRow>(chunks: &[ChunkRows<D>]) -> HashMap<RowKey, Wanted> {

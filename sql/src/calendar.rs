@@ -71,10 +71,22 @@ impl LogHours {
 }
 
 /// The month of a log time as `yyyymm`; none outside of the calendar's years 0 to 9999.
-pub(crate) fn log_month(log_time_ms: i64) -> Option<u32> {
+pub fn log_month(log_time_ms: i64) -> Option<u32> {
     let time = DateTime::<Utc>::from_timestamp_millis(log_time_ms)?;
     let year = u32::try_from(time.year()).ok().filter(|&year| year <= 9_999)?;
     Some(year * 100 + time.month())
+}
+
+/// When a month as `yyyymm` is over, milliseconds since 1970.
+pub(crate) fn month_end_ms(month: u32) -> Option<i64> {
+    let year = i32::try_from(month / 100).ok()?;
+    let (year, next) = match month % 100 {
+        12 => (year + 1, 1),
+        of @ 1..12 => (year, of + 1),
+        _ => return None,
+    };
+    let first = chrono::NaiveDate::from_ymd_opt(year, next, 1)?;
+    Some(first.and_time(chrono::NaiveTime::MIN).and_utc().timestamp_millis())
 }
 
 /// How long a span is.
@@ -179,6 +191,16 @@ mod tests {
         assert_eq!((LogHour::of_ms(-1), log_month(-1)), (LogHour(-1), Some(196_912)));
         assert_eq!((LogHour::of_ms(3_600_000), log_month(3_600_000)), (LogHour(1), Some(197_001)));
         assert_eq!(log_month(i64::MAX), None);
+    }
+
+    #[test]
+    fn a_month_is_over_when_the_next_one_begins() {
+        for month in [202_612, 202_602, 202_401] {
+            let end = month_end_ms(month).unwrap();
+            assert_eq!(log_month(end - 1), Some(month));
+            assert_ne!(log_month(end), Some(month));
+        }
+        assert_eq!((month_end_ms(202_613), month_end_ms(0)), (None, None));
     }
 
     proptest! {

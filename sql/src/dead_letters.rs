@@ -72,7 +72,7 @@ pub struct Replayed {
     pub source: SourceId,
     /// Where it stands now.
     pub partition: i32,
-    /// Where it stands now.
+    /// Where it stands now; in a sealed month, a place not behind it.
     pub offset: i64,
     /// Whether it counts; it is dead again if not.
     pub folded: bool,
@@ -102,7 +102,7 @@ struct ReasonRow {
 #[derive(Row, Deserialize)]
 struct ReplayRow {
     source: WireUuid,
-    first: (i32, i64, i8),
+    first: (u8, i32, i64, i8),
 }
 
 impl ClickHouse {
@@ -158,8 +158,8 @@ impl ClickHouse {
             let ids = sources.iter().map(|source| source.0).collect::<Vec<Uuid>>();
             let query = self.rows(REPLAYS).param("table", table.name()).param("sources", ids);
             found.extend(fetch::<ReplayRow>(query).await?.into_iter().map(|row| {
-                let (partition, offset, kind) = row.first;
-                let folded = Kind::of(kind) == Some(Kind::Data);
+                let (_, partition, offset, kind) = row.first;
+                let folded = Kind::of(kind) != Some(Kind::Dead);
                 Replayed { source: SourceId(row.source.0), partition, offset, folded }
             }));
         }

@@ -11,6 +11,7 @@ use crate::table::Table;
 use crate::wire::WireUuid;
 
 const EVENT_IDS: &str = include_str!("../queries/event_ids.sql");
+const CONFLICTS: &str = include_str!("../queries/conflicts.sql");
 /// Runs of numbers in one statement: ClickHouse takes values of parameters up to 128 KiB.
 const RUNS: usize = 500;
 
@@ -55,7 +56,34 @@ struct EventRow {
     event_id: WireUuid,
 }
 
+#[derive(Row, Deserialize)]
+struct ConflictRow {
+    ids: Vec<WireUuid>,
+    number: u64,
+}
+
 impl ClickHouse {
+    /// The events that have the numbers of dead letters of some offsets, as these say: where their rows are sealed, nothing else does.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn conflicts(
+        &self,
+        table: Table,
+        partition: i32,
+        offsets: std::ops::Range<i64>,
+    ) -> Result<Vec<EventAt>, QueryError> {
+        let query = self.rows(CONFLICTS).param("table", table.name()).param("partition", partition);
+        let query = query.param("from", offsets.start).param("before", offsets.end);
+        let told = |row: ConflictRow| match row.ids[..] {
+            [_, WireUuid(source), WireUuid(other)] => {
+                Some(EventAt { source: SourceId(source), seq: row.number, event_id: EventId(other) })
+            }
+            _ => None,
+        };
+        Ok(fetch::<ConflictRow>(query).await?.into_iter().filter_map(told).collect())
+    }
+
     /// The ids of the events with these numbers, as far as they have a row (marks have none), sorted. A resend must have
     /// the id that is there.
     ///

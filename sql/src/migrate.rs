@@ -19,6 +19,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { number: 1, name: "raw_tables", sql: include_str!("../migrations/0001_raw_tables.sql") },
     Migration { number: 2, name: "reconciliations", sql: include_str!("../migrations/0002_reconciliations.sql") },
     Migration { number: 3, name: "replica_counters", sql: include_str!("../migrations/0003_replica_counters.sql") },
+    Migration { number: 4, name: "sealed_months", sql: include_str!("../migrations/0004_sealed_months.sql") },
 ];
 
 /// A step of the schema.

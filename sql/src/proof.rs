@@ -14,6 +14,7 @@ use crate::table::{Kind, Table};
 use crate::wire::WireUuid;
 
 const PROOF: &str = include_str!("../queries/proof.sql");
+const BEFORE: &str = include_str!("../queries/proof_before.sql");
 const POSITION: &str = include_str!("../queries/position.sql");
 
 /// Where a line stands: all that its next chunk depends on.
@@ -110,6 +111,18 @@ impl ClickHouse {
         Proof::of(table, partition, now_ms, groups)
     }
 
+    /// Where the line stood before a month of the log, proven: of the parts of the months before.
+    ///
+    /// # Errors
+    /// No answer, or a damaged table.
+    pub async fn prove_before(&self, table: Table, partition: i32, month: u32) -> Result<Proof, ProofError> {
+        let query = self.rows(BEFORE).param("table", table.name()).param("partition", partition).param("month", month);
+        let answer = fetch::<Answer>(query).await?.into_iter().next();
+        let answer = answer.ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))?;
+        let groups = answer.groups.into_iter().map(group).collect::<Result<Vec<_>, _>>()?;
+        Proof::of(table, partition, answer.now_ms, groups)
+    }
+
     /// What a proof is made of, also where it is none: ClickHouse's clock, and the sums of each kind and source.
     ///
     /// # Errors
@@ -181,7 +194,8 @@ impl Proof {
         let (mut data_rows, mut dead_rows) = (0_u64, 0_u64);
         for Group { kind, source, rows, first, end, lengths, squares, counts, log_time_ms, chain, state } in groups {
             match kind {
-                Kind::Data => data_rows += rows,
+                // A row of a sealed month says how many more it stands for.
+                Kind::Data => data_rows = data_rows.saturating_add(rows).saturating_add_signed(counts.folded),
                 Kind::Dead => dead_rows += rows,
                 Kind::Source => {
                     proof.sources.insert(source, state);

@@ -1,5 +1,7 @@
 //! Rows as they lie in the raw tables: the columns that all kinds share, written once, and each table's own.
 
+pub(crate) mod sealed;
+
 use clickhouse::{Row, RowRead, RowWrite};
 use ledger::time::{Micros, Slot};
 use serde::{Deserialize, Serialize};
@@ -71,6 +73,7 @@ pub trait RawRow: RowWrite + RowRead {
     fn dead<'a>(row: &'a DeadRow, place: Place) -> Self::Value<'a>;
     fn source<'a>(source: uuid::Uuid, state: &SourceState, place: Place) -> Self::Value<'a>;
     fn chunk<'a>(figures: Figures, place: Place) -> Self::Value<'a>;
+    fn sealed_chunk<'a>(figures: Figures, chunks: u64, place: Place) -> Self::Value<'a>;
 }
 
 /// Returns with the first field that differs.
@@ -201,6 +204,10 @@ macro_rules! raw_row {
                     chain: figures.chain,
                     ..$name::at(Kind::Chunk, place.first, place.log_time_ms, place)
                 }
+            }
+
+            fn sealed_chunk<'a>(figures: Figures, chunks: u64, place: Place) -> $name<'a> {
+                $name { seq: chunks, ..<Self as RawRow>::chunk(figures, place) }
             }
         }
     };

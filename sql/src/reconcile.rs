@@ -28,7 +28,7 @@ pub struct LineOutcomes {
     pub counts: OutcomeCounts,
     /// Chunks.
     pub chunks: u64,
-    /// Rows of folded records.
+    /// Rows of folded records; of a sealed month, as many as its rows stand for.
     pub data_rows: u64,
     /// Rows of dead letters.
     pub dead_rows: u64,
@@ -136,7 +136,8 @@ impl ClickHouse {
         for row in rows {
             let line = lines.entry(row.kafka_partition).or_default();
             match Kind::of(row.kind) {
-                Some(Kind::Data) => line.data_rows = row.row_count,
+                // A row of a sealed month says how many more it stands for.
+                Some(Kind::Data) => line.data_rows = row.row_count.saturating_add_signed(row.folded_sum),
                 Some(Kind::Dead) => line.dead_rows = row.row_count,
                 Some(Kind::Chunk) => {
                     line.chunks = row.row_count;

@@ -18,6 +18,7 @@ use crate::wire::{WireUuid, counts};
 
 const LATEST: &str = include_str!("../queries/latest_requests.sql");
 const TOKENS: &str = include_str!("../queries/tokens_of_requests.sql");
+const SEALED: &str = include_str!("../queries/requests_sealed.sql");
 const ENDINGS: &str = include_str!("../queries/endings.sql");
 /// The most requests of one page.
 const PAGE_MAX: u64 = 1_000;
@@ -129,6 +130,12 @@ struct TokensOfRow {
 }
 
 #[derive(Row, Deserialize)]
+struct SealedRow {
+    last_slot: i64,
+    row_count: u64,
+}
+
+#[derive(Row, Deserialize)]
 struct EndingsRow {
     span: i64,
     model: String,
@@ -171,6 +178,16 @@ impl ClickHouse {
             counts([row.input_tokens, row.cached_input_tokens, row.output_tokens, row.reasoning_tokens])
         };
         Ok(rows.iter().map(|row| (row.request_id.0, sums(row))).collect())
+    }
+
+    /// Up to when requests of a tenant are sealed, so that only their figures remain: the end of the last slot of them; none if none is.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn requests_sealed_until(&self, tenant: &TenantId) -> Result<Option<Micros>, QueryError> {
+        let query = self.rows(SEALED).param("tenant", tenant.as_str());
+        let sealed = fetch::<SealedRow>(query).await?.into_iter().find(|sealed| sealed.row_count > 0);
+        Ok(sealed.map(|sealed| Slot(sealed.last_slot.saturating_add(1)).start()))
     }
 
     /// How requests of a tenant, or of all, ended between two slots, by span, model, status and end reason.

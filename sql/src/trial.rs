@@ -23,6 +23,7 @@ const CHUNK_ROWS: &str = include_str!("../queries/chunk_rows.sql");
 const UNEVEN: &str = include_str!("../queries/uneven_requests.sql");
 const COUNTS_WITHOUT_END: &str = include_str!("../queries/counts_without_end.sql");
 const ENDS_WITHOUT_COUNT: &str = include_str!("../queries/ends_without_count.sql");
+const BEGAN_BEFORE: &str = include_str!("../queries/began_before.sql");
 const BALANCE_SUMS: &str = include_str!("../queries/balance_sums.sql");
 /// Tenants in one statement: ClickHouse takes values of parameters up to 128 KiB.
 const TENANTS: usize = 500;
@@ -61,6 +62,8 @@ pub struct ChunkFault {
     pub data_rows: u64,
     /// Dead letters that are there.
     pub dead_rows: u64,
+    /// 1 if it is a sealed month, whose rows are of no request.
+    pub sealed: u64,
 }
 
 /// Where a chunk does not begin where the one before ended.
@@ -130,6 +133,11 @@ struct WireEvent {
     event_id: WireUuid,
     request_id: WireUuid,
     tenant: String,
+}
+
+#[derive(Row, Deserialize)]
+struct BeganRow {
+    request_id: WireUuid,
 }
 
 #[derive(Row, Deserialize)]
@@ -256,6 +264,22 @@ impl ClickHouse {
             })
         };
         rows.into_iter().map(uneven).collect()
+    }
+
+    /// Which of some requests of a partition had begun before an instant.
+    ///
+    /// # Errors
+    /// See [`ClickHouse::chunk_span`].
+    pub async fn began_before(
+        &self,
+        partition: i32,
+        requests: &[RequestId],
+        before: Micros,
+    ) -> Result<Vec<RequestId>, QueryError> {
+        let ids: Vec<Uuid> = requests.iter().map(|id| id.0).collect();
+        let query = self.rows(BEGAN_BEFORE).param("partition", partition).param("request_ids", ids);
+        let found = fetch::<BeganRow>(query.param("before", before.0)).await?;
+        Ok(found.into_iter().map(|row| RequestId(row.request_id.0)).collect())
     }
 
     /// Requests of a partition that `there` has and the other table has not: at most 1,000. What the other line has not

@@ -30,6 +30,8 @@ pub(crate) struct Resend {
 #[derive(Debug)]
 pub(crate) struct OpenChunk<E: FoldEvent> {
     pending: Pending,
+    /// Whether nothing joins any more.
+    ends: bool,
     first: i64,
     end: i64,
     first_log_time_ms: Option<i64>,
@@ -55,6 +57,7 @@ impl<E: FoldEvent> OpenChunk<E> {
     pub(crate) fn at(first: i64) -> Self {
         Self {
             pending: Pending::default(),
+            ends: false,
             first,
             end: first,
             first_log_time_ms: None,
@@ -76,9 +79,21 @@ impl<E: FoldEvent> OpenChunk<E> {
         self.pending.is_full_for(self.offsets(record), size(record), policy)
     }
 
+    /// Whether a record lies in another month of the log than the first. No chunk is of two months, so that a month's rows, and what
+    /// sealing makes of them, are the same however the log was cut. `line` is the state before it.
+    pub(crate) fn is_of_another_month(&self, record: &LogRecord<'_>, line: &LineState) -> bool {
+        let at = line.log_time_ms.max(record.log_time_ms);
+        self.first_log_time_ms.is_some_and(|first| sql::log_month(first) != sql::log_month(at))
+    }
+
+    /// Ends it before its time.
+    pub(crate) fn end_here(&mut self) {
+        self.ends = !self.is_empty();
+    }
+
     /// Milliseconds until it is to be closed; none while it is empty.
     pub(crate) fn due_in_ms(&self, now_ms: u64, policy: &CutPolicy) -> Option<u64> {
-        self.pending.due_in_ms(now_ms, policy)
+        if self.ends { Some(0) } else { self.pending.due_in_ms(now_ms, policy) }
     }
 
     /// Takes a record that the line has stepped over, with the holes before it. `line` is the state after it.

@@ -175,6 +175,10 @@ impl<E: FoldEvent> Driver<E> {
         if is_ours && self.open.is_full_for(record, &self.cuts.block) && !left_out!(Block) {
             return Taken::NoRoom;
         }
+        if is_ours && self.open.is_of_another_month(record, &self.tip) {
+            self.open.end_here();
+            return Taken::NoRoom;
+        }
         let step = match self.tip.step::<E>(record) {
             Ok(step) => step,
             Err(stop) => {

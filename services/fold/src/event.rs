@@ -8,7 +8,7 @@ use ledger::ids::{ModelId, TenantId};
 use ledger::time::Micros;
 use ledger::tokens::TokenCounts;
 use schemas::event::{CountOutOfBounds, EndReason, Event, RequestFinished, TokensCounted};
-use sql::{ChunkRows, DataRow, RequestRow, TokenRow};
+use sql::{ChunkRows, RequestRow, SealedRow, TokenRow};
 
 use crate::call::Refused;
 use crate::store::Store;
@@ -26,7 +26,7 @@ pub(crate) struct Use<'a> {
 /// An event that is folded into a raw table.
 pub(crate) trait FoldEvent: Event + Send + Sync + 'static {
     /// What stands in the table for it.
-    type Row: DataRow + 'static;
+    type Row: SealedRow + 'static;
 
     /// Whether it counts in balances, which are then published to the partition of the same number.
     const BALANCED: bool;

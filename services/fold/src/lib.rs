@@ -32,6 +32,7 @@ mod publish;
 pub mod rebuild;
 pub mod reconcile;
 mod run;
+pub mod seal;
 mod settings;
 #[cfg(test)]
 mod simulation;

@@ -14,7 +14,7 @@ use stream::cut::CutPolicy;
 use thiserror::Error;
 
 use crate::archive::Log;
-use crate::audit::replay::{Replay, Unlike, settled};
+use crate::audit::replay::{Replay, Room, Unlike, settled};
 use crate::audit::{AuditError, Progress};
 use crate::chunk::proven;
 use crate::driver::INSERT_WITHIN_MS;
@@ -169,7 +169,7 @@ impl Rebuild<'_> {
         let of = old.max(self.log.reach(topic, partition).await?);
         let chains = self.old.chains(table, partition, line.offsets).await?;
         while line.offsets < of {
-            let cut = replay.cut(of, &self.room, |state| {
+            let cut = replay.cut(of, Room { block: &self.room, months: false }, |state| {
                 compare(&chains, state.position, state.chain.0, line);
             });
             let chunk =

@@ -92,7 +92,8 @@ fn line_text(line: &Audited) {
     say("     To have it as the log says: run tollgate rebuild, which writes a database anew beside it.");
 }
 
-fn text(difference: &Difference) -> String {
+/// A difference in words.
+pub(crate) fn text(difference: &Difference) -> String {
     match difference {
         Difference::Row(row) => {
             let kind = format!("{:?}", row.kind).to_lowercase();

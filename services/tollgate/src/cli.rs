@@ -193,6 +193,9 @@ pub(crate) enum Command {
     /// Folds the log anew into a database beside the old one, and compares both
     #[command(after_help = REBUILD_EXAMPLES)]
     Rebuild(Rebuild),
+    /// Replaces the rows of months that are over by few that have the same sums, once the log says the same
+    #[command(after_help = crate::seal::args::EXAMPLES)]
+    Seal(crate::seal::args::Seal),
     /// Compares log, rows, sums, balances and bills, and names each difference with its requests
     #[command(after_help = RECONCILE_EXAMPLES)]
     Reconcile(Reconcile),

@@ -14,6 +14,7 @@ mod rebuild;
 mod reconcile;
 mod roles;
 mod schema_registry;
+mod seal;
 mod settings;
 mod web;
 
@@ -52,6 +53,7 @@ async fn start(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Archive(options) => archive::run(options).await,
         Command::Audit(options) => audit::run(options).await,
         Command::Rebuild(options) => rebuild::run(options).await,
+        Command::Seal(options) => seal::run(options).await,
         Command::Reconcile(options) => Ok(reconcile::run(options).await),
         Command::Schemas(options) => Ok(schema_registry::run(options.command).await),
         Command::EmbeddedVllm(options) => serve(|shutdown| embedded_servers::vllm(options, shutdown)).await,

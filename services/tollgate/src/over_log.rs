@@ -1,4 +1,4 @@
-//! What archive, audit and rebuild share: settings with a quiet log, the archive beside the log, how far they are, an exit code.
+//! What archive, audit, rebuild and seal share: settings with a quiet log, the archive beside the log, how far they are, an exit code.
 
 use std::error::Error;
 use std::io::{IsTerminal as _, Write as _};

@@ -9,3 +9,4 @@ mod migrations;
 mod parquet;
 mod proofs;
 mod requests;
+mod seal;

@@ -15,7 +15,7 @@ use crate::figures::groups::Groups;
 use crate::figures::preview::{self, Bill, PreviewQuery};
 use crate::figures::range;
 use crate::figures::reconciliation::{self, DifferenceShown, Reconciliation};
-use crate::figures::requests::{self, RequestShown, RequestsQuery};
+use crate::figures::requests::{self, Requests, RequestsQuery};
 use crate::figures::usage::{self, FiguresQuery, SignedCounts, Usage};
 use crate::problem::Problem;
 
@@ -63,7 +63,7 @@ pub(super) struct Shown {
     pub(super) per_day: Result<PerDay, Problem>,
     pub(super) costs: Result<Costs, Problem>,
     pub(super) bill: Result<Bill, Problem>,
-    pub(super) requests: Result<Vec<RequestShown>, Problem>,
+    pub(super) requests: Result<Requests, Problem>,
 }
 
 /// Usage of the period.
@@ -124,7 +124,7 @@ impl Shown {
             per_day: usage.and_then(|usage| per_day(app, &usage)),
             costs,
             bill,
-            requests: requests.map(|page| page.data),
+            requests,
             id,
             name,
         })

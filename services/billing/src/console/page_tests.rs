@@ -10,7 +10,7 @@ use crate::figures::balance::PeriodShown;
 use crate::figures::costs::UnratedLine;
 use crate::figures::preview::{BillAdjustment, BillLine, Charges, UnratedQuantity};
 use crate::figures::reconciliation::{LastRun, Run};
-use crate::figures::requests::RequestTokens;
+use crate::figures::requests::{RequestShown, RequestTokens, Requests};
 
 fn at(hour: u32) -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2026, 11, 24, hour, 0, 0).unwrap()
@@ -144,7 +144,12 @@ fn dashboard() -> Dashboard {
             per_day: Ok(PerDay { total, tokens: 7, svg }),
             costs: Ok(costs()),
             bill: Ok(bill()),
-            requests: Ok(vec![request("complete", Some(tokens)), request("gateway_lost", None)]),
+            requests: Ok(Requests {
+                tenant: "demo".parse().unwrap(),
+                data: vec![request("complete", Some(tokens)), request("gateway_lost", None)],
+                next_cursor: None,
+                sealed_until: None,
+            }),
         }),
     }
 }

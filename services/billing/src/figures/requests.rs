@@ -82,6 +82,9 @@ pub(crate) struct Requests {
     pub(crate) data: Vec<RequestShown>,
     /// For the next page, as `cursor`; absent on the last one.
     pub(crate) next_cursor: Option<String>,
+    /// On the last page: requests that ended before this time were sealed (`tollgate seal`). What they used is in usage and costs as
+    /// before; they themselves are not listed any more. Absent if none was.
+    pub(crate) sealed_until: Option<DateTime<Utc>>,
 }
 
 /// Answers a question for requests.
@@ -101,7 +104,12 @@ pub(crate) async fn requests(app: &App, caller: &Caller, asked: &RequestsQuery) 
     let more = lines.len() > page;
     lines.truncate(page);
     let next_cursor = lines.last().filter(|_| more).map(|line| line.cursor.to_string());
-    Ok(Requests { tenant, data: lines.into_iter().map(shown).collect::<Result<_, _>>()?, next_cursor })
+    let sealed = match more {
+        true => None,
+        false => app.ask("requests_sealed_until", app.clickhouse.requests_sealed_until(&tenant)).await?,
+    };
+    let data = lines.into_iter().map(shown).collect::<Result<_, _>>()?;
+    Ok(Requests { tenant, data, next_cursor, sealed_until: sealed.map(instant).transpose()? })
 }
 
 fn shown(line: RequestLine) -> Result<RequestShown, Problem> {

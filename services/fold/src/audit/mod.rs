@@ -1,6 +1,7 @@
 //! The log replayed beside what ClickHouse holds: every chunk is cut as it was cut, and every row and every sum is compared.
 
 pub(crate) mod replay;
+mod sealed;
 
 use std::collections::BTreeMap;
 
@@ -139,27 +140,14 @@ async fn line<E: FoldEvent>(
     progress: &mut impl FnMut(Progress),
 ) -> Result<Audited, AuditError> {
     let table = E::Row::TABLE;
-    let mut audit = Audit {
-        clickhouse,
-        replay: Replay::<E>::open(log, partition, LineState::default())?,
-        audited: Audited {
-            topic: table.topic(),
-            partition,
-            offsets: 0,
-            chunks: 0,
-            counts: OutcomeCounts::default(),
-            chain: [0; 32],
-            differences: Vec::new(),
-            sums: Sums::new(),
-        },
-    };
+    let mut audit = Audit::<E>::open(log, clickhouse, partition, LineState::default())?;
     match clickhouse.prove(table, partition).await {
         Ok(_) => {}
         Err(ProofError::Query(error)) => return Err(error.into()),
         Err(damaged) => audit.audited.differences.push(Difference::Table(damaged.to_string())),
     }
     for _ in 0..TRIES {
-        if audit.follow(table, progress).await?.is_break() || audit.sums(table).await? {
+        if audit.follow(i64::MAX, progress).await?.is_break() || audit.sums(table).await? {
             break;
         }
     }
@@ -167,25 +155,58 @@ async fn line<E: FoldEvent>(
     Ok(audit.audited)
 }
 
-struct Audit<'a, E: FoldEvent> {
+/// A line that is held to the log, from a state on.
+pub(crate) struct Audit<'a, E: FoldEvent> {
     clickhouse: &'a ClickHouse,
     replay: Replay<'a, E>,
-    audited: Audited,
+    pub(crate) audited: Audited,
+}
+
+impl<'a, E: FoldEvent> Audit<'a, E> {
+    pub(crate) fn open(
+        log: Log<'a>,
+        clickhouse: &'a ClickHouse,
+        partition: i32,
+        state: LineState,
+    ) -> Result<Self, AuditError> {
+        let audited = Audited {
+            topic: E::Row::TABLE.topic(),
+            partition,
+            offsets: state.position,
+            chunks: 0,
+            counts: OutcomeCounts::default(),
+            chain: state.chain.0,
+            differences: Vec::new(),
+            sums: Sums::new(),
+        };
+        Ok(Self { clickhouse, replay: Replay::open(log, partition, state)?, audited })
+    }
 }
 
 impl<E: FoldEvent> Audit<'_, E> {
-    /// Replays and compares all chunks that are there. Breaks off where the log itself is another.
-    async fn follow(
+    /// Replays and compares all chunks that are there and end before this offset or at it. Breaks off where the log itself is another.
+    pub(crate) async fn follow(
         &mut self,
-        table: Table,
+        until: i64,
         progress: &mut impl FnMut(Progress),
     ) -> Result<std::ops::ControlFlow<()>, AuditError> {
-        let (topic, partition) = (self.audited.topic, self.audited.partition);
+        let (table, topic, partition) = (E::Row::TABLE, self.audited.topic, self.audited.partition);
         let cuts = self.clickhouse.cuts(table, partition, self.audited.offsets).await?;
-        let cuts = whole(&cuts, self.audited.offsets);
+        let mut cuts = whole(&cuts, self.audited.offsets);
+        cuts.retain(|cut| cut.end <= until);
         let of = cuts.last().map_or(self.audited.offsets, |cut| cut.end);
+        let mut sealed = self.clickhouse.months(table, partition).await?;
+        sealed.retain(|month| month.sealed);
         let mut window = Vec::new();
         for cut in cuts {
+            if let Some(month) = sealed.iter().find(|month| (month.first, month.end) == (cut.first, cut.end)) {
+                self.compare(std::mem::take(&mut window)).await?;
+                if let Some(Unlike { offset, why }) = self.sealed(*month, of, progress).await? {
+                    self.tell([Difference::Log { offset, why }]);
+                    return Ok(std::ops::ControlFlow::Break(()));
+                }
+                continue;
+            }
             match self.replay.chunk(cut.end).await? {
                 Ok(chunk) => window.push(chunk),
                 Err(Unlike { offset, why }) => {

@@ -17,6 +17,14 @@ use crate::event::{FoldEvent, Use};
 const WHOLE: CutPolicy =
     CutPolicy { max_age_ms: u64::MAX, max_quiet_ms: u64::MAX, max_offsets: u64::MAX, max_bytes: u64::MAX };
 
+/// What goes into one chunk.
+#[derive(Clone, Copy)]
+pub(crate) struct Room<'a> {
+    pub(crate) block: &'a CutPolicy,
+    /// Whether it may reach into another month of the log, as chunks did that earlier versions cut.
+    pub(crate) months: bool,
+}
+
 /// A line that reads and writes nothing.
 pub(crate) struct Replay<'a, E: FoldEvent> {
     log: Records<'a>,
@@ -47,14 +55,14 @@ impl<'a, E: FoldEvent> Replay<'a, E> {
 
     /// What a chunk that ends here is to hold.
     pub(crate) async fn chunk(&mut self, end: i64) -> Result<Result<Replayed<E::Row>, Unlike>, AuditError> {
-        self.cut(end, &WHOLE, |_| {}).await
+        self.cut(end, Room { block: &WHOLE, months: true }, |_| {}).await
     }
 
     /// What comes next, up to this offset or to what a block has room for. `passed` is told of the state after each record.
     pub(crate) async fn cut(
         &mut self,
         end: i64,
-        room: &CutPolicy,
+        room: Room<'_>,
         mut passed: impl FnMut(&LineState),
     ) -> Result<Result<Replayed<E::Row>, Unlike>, AuditError> {
         let mut open = OpenChunk::<E>::at(self.state.position);
@@ -70,7 +78,10 @@ impl<'a, E: FoldEvent> Replay<'a, E> {
                 self.held = Some(record);
                 return Ok(Err(Unlike { offset, why }));
             }
-            if record.lend(|lent| open.is_full_for(lent, room)) {
+            let is_full = record.lend(|lent| {
+                open.is_full_for(lent, room.block) || (!room.months && open.is_of_another_month(lent, &self.state))
+            });
+            if is_full {
                 self.held = Some(record);
                 break;
             }
@@ -110,7 +121,15 @@ pub(crate) async fn settled<D>(
     window: Vec<Replayed<D>>,
 ) -> Result<Vec<ChunkRows<D>>, AuditError> {
     let numbers: Vec<_> = window.iter().flat_map(|(_, numbers)| numbers.iter().copied()).collect();
-    let found = if numbers.is_empty() { Vec::new() } else { clickhouse.event_ids(table, partition, &numbers).await? };
+    let mut found =
+        if numbers.is_empty() { Vec::new() } else { clickhouse.event_ids(table, partition, &numbers).await? };
+    // Where the rows of a month are sealed, only the dead letter itself still says which event has its number.
+    if found.len() < numbers.len() && clickhouse.sealed_until(table, partition).await?.is_some() {
+        let offsets = window.first().zip(window.last()).map(|((first, _), (last, _))| first.rows.first..last.rows.end);
+        let told = clickhouse.conflicts(table, partition, offsets.unwrap_or_default()).await?;
+        let known: std::collections::BTreeSet<_> = found.iter().map(|event| (event.source, event.seq)).collect();
+        found.extend(told.into_iter().filter(|event| !known.contains(&(event.source, event.seq))));
+    }
     Ok(window
         .into_iter()
         .map(|(mut chunk, numbers)| {

@@ -121,8 +121,10 @@ pub(crate) fn rows(report: &mut Report, table: Table, partition: i32, fault: &Ch
         ids.extend(events.iter().map(|event| event.request_id));
         words.extend(events.iter().map(|event| format!("offset {} of {} is {what}", event.offset, event.tenant)));
     }
-    if named.is_none() {
-        words.push("the log could not be read to name the requests".to_owned());
+    match named {
+        None if fault.sealed > 0 => words.push("it is a sealed month: tollgate audit holds it to the log".to_owned()),
+        None => words.push("the log could not be read to name the requests".to_owned()),
+        Some(_) => {}
     }
     let of = |figure, said: i64, is: u64, names: [&'static str; 2]| {
         let (one, other) = (Side { of: names[0], is: said }, Side { of: names[1], is: number(is) });

@@ -9,6 +9,7 @@ mod compare;
 mod log;
 mod replicas;
 mod report;
+mod sealed;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -87,6 +88,8 @@ struct Line {
     span: ChunkSpan,
     /// Why it is no whole folding.
     damaged: Option<String>,
+    /// What occurred until then may have no row of its own any more.
+    sealed: Micros,
 }
 
 /// Reads control and balances once, and compares everything of some hours of the log. For a command.
@@ -241,6 +244,7 @@ impl Reconciler {
             sources: BTreeMap::new(),
             span,
             damaged: Proof::of(table, partition, now_ms, groups.iter().cloned()).err().map(|error| error.to_string()),
+            sealed: sealed::until(&self.clickhouse, table, partition, hours, now_ms).await?,
         };
         for group in groups {
             match group.kind {
@@ -282,7 +286,8 @@ impl Reconciler {
             }
         }
         for (at, fault) in faults.iter().enumerate() {
-            let named = match at < NAMED {
+            // The rows of a sealed month are of no request.
+            let named = match at < NAMED && fault.sealed == 0 {
                 true => log::name(&self.clickhouse, &self.kafka, table, partition, fault).await?,
                 false => None,
             };
@@ -309,7 +314,8 @@ impl Reconciler {
         for line in lines {
             let (partition, span) = (line.partition, line.span);
             if line.table == Table::Tokens {
-                let uneven = self.clickhouse.uneven_requests(partition, span, hours).await?;
+                let mut uneven = self.clickhouse.uneven_requests(partition, span, hours).await?;
+                sealed::leave_out(&self.clickhouse, partition, line.sealed, &mut uneven).await?;
                 report.compared(Check::Counts, usize::try_from(span.chunks).unwrap_or(usize::MAX));
                 compare::counts(report, partition, &uneven);
             }
@@ -317,7 +323,8 @@ impl Reconciler {
             else {
                 continue;
             };
-            let unmatched = self.clickhouse.unmatched(line.table, partition, hours).await?;
+            let mut unmatched = self.clickhouse.unmatched(line.table, partition, hours).await?;
+            unmatched.retain(|one| one.at > other.sealed);
             report.compared(Check::Ends, usize::try_from(span.chunks).unwrap_or(usize::MAX));
             compare::ends(report, line.table, partition, &unmatched, &other.sources);
         }
@@ -380,7 +387,9 @@ impl Reconciler {
     async fn replicas(&self, report: &mut Report, lines: &[Line], hours: LogHours) -> Result<(), ReconcileError> {
         let open = lines.iter().flat_map(|line| line.sources.values()).filter(|source| source.end.is_none());
         let vouched = open.map(|source| source.watermark).min().unwrap_or(self.now());
-        let samples = self.clickhouse.replica_counters(hours).await?;
+        let mut samples = self.clickhouse.replica_counters(hours).await?;
+        let sealed = lines.iter().map(|line| line.sealed).max().unwrap_or(Micros(i64::MIN));
+        sealed::leave_out_samples(&mut samples, sealed);
         for samples in samples.chunk_by(|one, next| one.url == next.url) {
             let lives = replicas::lives(samples, vouched, self.now());
             if lives.is_empty() {

@@ -20,7 +20,7 @@ use super::report::{Check, Difference, Place, Report, Side};
 /// token was sent.
 pub(crate) const SKEW: i64 = 5_000_000;
 /// A request of an engine that is never idle is over after so long.
-const LONGEST: i64 = 3_600_000_000;
+pub(super) const LONGEST: i64 = 3_600_000_000;
 /// For a request that was cut, an engine may have made so many tokens that nobody received.
 const CUT_TOKENS: u64 = 1_024;
 /// Counters are floating point numbers: up to here they are exact.

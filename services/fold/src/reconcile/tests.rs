@@ -148,7 +148,7 @@ proptest! {
         let mut report = report();
         let fault = ChunkFault {
             chunk_first: 0, end: count, hour: 3, chunks: 1, folded_said: count, dead_said: 0,
-            data_rows: rows.len() as u64, dead_rows: 0,
+            data_rows: rows.len() as u64, dead_rows: 0, sealed: 0,
         };
         compare::rows(&mut report, Table::Tokens, 0, &fault, Some(&named));
         prop_assert_eq!(report.differences.len(), usize::from(rows.len() as i64 != count));

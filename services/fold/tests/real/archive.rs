@@ -16,7 +16,7 @@ use crate::{folded, is_folded, until};
 
 const SIZE: FileSize = FileSize { records: 60, bytes: 1 << 20 };
 
-fn archive(servers: &Servers) -> Archive {
+pub(crate) fn archive(servers: &Servers) -> Archive {
     Archive::new(servers.path("archive"), &servers.clickhouse_settings())
 }
 
@@ -28,7 +28,7 @@ async fn write(servers: &Servers) -> Vec<Archived> {
 }
 
 /// Writes what is missing; nothing fails.
-async fn written(servers: &Servers) -> u64 {
+pub(crate) async fn written(servers: &Servers) -> u64 {
     let lines = write(servers).await;
     assert!(lines.iter().all(|line| line.failed.is_none()), "{lines:#?}");
     lines.iter().map(|line| line.files).sum()
@@ -59,7 +59,7 @@ async fn faults(servers: &Servers) -> Vec<String> {
 }
 
 /// The manifests of a line and where they lie, by their offsets.
-fn manifests(servers: &Servers, topic: &str, partition: i32) -> Vec<(PathBuf, Manifest)> {
+pub(crate) fn manifests(servers: &Servers, topic: &str, partition: i32) -> Vec<(PathBuf, Manifest)> {
     let folder = servers.path("archive").join(topic).join(partition.to_string());
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|kind| kind == "json"));
@@ -68,11 +68,11 @@ fn manifests(servers: &Servers, topic: &str, partition: i32) -> Vec<(PathBuf, Ma
     files.into_iter().map(|path| (path.clone(), manifest(&path))).collect()
 }
 
-fn new_database(servers: &Servers, name: &str) -> ClickHouseSettings {
+pub(crate) fn new_database(servers: &Servers, name: &str) -> ClickHouseSettings {
     ClickHouseSettings { database: name.into(), ..servers.clickhouse_settings() }
 }
 
-async fn rebuild(servers: &Servers, into: &str) -> Result<Vec<Rebuilt>, RebuildError> {
+pub(crate) async fn rebuild(servers: &Servers, into: &str) -> Result<Vec<Rebuilt>, RebuildError> {
     let (archive, old) = (archive(servers), servers.clickhouse_settings());
     let log = Log { kafka: &servers.kafka(), archive: Some(&archive) };
     let rebuilt = fold::rebuild::run(log, &old, &new_database(servers, into), &[0, 1], 50, |_| {}).await;
@@ -80,7 +80,7 @@ async fn rebuild(servers: &Servers, into: &str) -> Result<Vec<Rebuilt>, RebuildE
     rebuilt
 }
 
-async fn audit(servers: &Servers, database: &str) -> Result<usize, AuditError> {
+pub(crate) async fn audit(servers: &Servers, database: &str) -> Result<usize, AuditError> {
     let archive = archive(servers);
     let log = Log { kafka: &servers.kafka(), archive: Some(&archive) };
     let lines = fold::audit::run(log, &new_database(servers, database), &[0, 1], |_| {}).await;

@@ -5,6 +5,7 @@ mod archive;
 mod audit;
 mod rebuild;
 mod reconcile;
+mod seal;
 mod servers;
 mod traffic;
 

@@ -1,0 +1,48 @@
+-- Seals a month: of its part, which must be one, a part with the rows that stay. ClickHouse gives it its place by renaming it, so that it
+-- is there whole or not at all, and does the rest of the work itself after a kill. Done twice, it changes nothing.
+ALTER TABLE tokens
+    UPDATE
+        event_id = toUUID('00000000-0000-0000-0000-000000000000'),
+        source = toUUID('00000000-0000-0000-0000-000000000000'),
+        seq = 0,
+        request_id = toUUID('00000000-0000-0000-0000-000000000000'),
+        attempt = 0,
+        input_cumulative = 0,
+        cached_input_cumulative = 0,
+        output_cumulative = 0,
+        reasoning_cumulative = 0,
+        final = false,
+        estimated = false,
+        end_reason = '',
+        input = joinGet({sealing:String}, 'input', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000'))),
+        cached_input = joinGet({sealing:String}, 'cached_input', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000'))),
+        output = joinGet({sealing:String}, 'output', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000'))),
+        reasoning = joinGet({sealing:String}, 'reasoning', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000'))),
+        requests = joinGet({sealing:String}, 'requests', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000'))),
+        chunk_end = {end:Int64},
+        folded = toInt64(joinGet({sealing:String}, 'stands_for', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000')))) - 1
+    IN PARTITION ({partition:Int32}, {month:UInt32}) WHERE kind = 'data',
+    UPDATE
+        log_time = fromUnixTimestamp64Milli({log_time_ms:Int64}, 'UTC'),
+        log_hour = {log_hour:Int64}
+    IN PARTITION ({partition:Int32}, {month:UInt32}) WHERE kind IN ('source', 'chunk'),
+    UPDATE
+        seq = {chunks:UInt64},
+        chunk_end = {end:Int64},
+        folded = {folded:Int64},
+        duplicates = {duplicates:Int64},
+        dead = {dead:Int64},
+        marks = {marks:Int64},
+        chain = toFixedString(unhex({chain:String}), 32)
+    IN PARTITION ({partition:Int32}, {month:UInt32}) WHERE kind = 'chunk',
+    UPDATE chunk_first = {first:Int64}
+    IN PARTITION ({partition:Int32}, {month:UInt32}) WHERE 1,
+    DELETE
+    IN PARTITION ({partition:Int32}, {month:UInt32}) WHERE joinGet({sealing:String}, 'stands_for', CAST(kind, 'Int8'), kafka_offset,
+            if(kind = 'source', source, toUUID('00000000-0000-0000-0000-000000000000'))) = 0

@@ -87,6 +87,7 @@ CREATE TABLE requests
     `marks` Int64,
     `chain` FixedString(32),
     INDEX sources source TYPE bloom_filter GRANULARITY 1,
+    INDEX offsets kafka_offset TYPE minmax GRANULARITY 1,
     CONSTRAINT fence CHECK insert_before > nowInBlock64(3),
     PROJECTION position
     (
@@ -194,6 +195,7 @@ CREATE TABLE tokens
     `marks` Int64,
     `chain` FixedString(32),
     INDEX sources source TYPE bloom_filter GRANULARITY 1,
+    INDEX offsets kafka_offset TYPE minmax GRANULARITY 1,
     CONSTRAINT fence CHECK insert_before > nowInBlock64(3),
     PROJECTION position
     (

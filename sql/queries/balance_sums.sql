@@ -1,4 +1,5 @@
--- What balances must say: usage of some tenants in one period, each up to the offset that its balance is of.
+-- What balances must say: usage of some tenants in one period, of the hours of the log before one. All of it lies before the offsets
+-- that the balances are of.
 SELECT
     toString(tenant_id) AS tenant, model,
     sum(input) AS input_tokens,
@@ -10,6 +11,6 @@ FROM tokens
 WHERE kafka_partition = {partition:Int32} AND kind = 'data'
   AND tenant_id IN {tenants:Array(String)}
   AND slot >= {from:Int64} AND slot < {to:Int64}
-  AND kafka_offset < transform(toString(tenant_id), {tenants:Array(String)}, {offsets:Array(Int64)}, toInt64(0))
+  AND log_hour < {hour:Int64}
 GROUP BY tenant_id, model
 ORDER BY tenant_id, model

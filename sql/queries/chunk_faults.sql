@@ -11,7 +11,7 @@ SELECT
     countIf(kind = 'chunk' AND seq > 0) AS sealed
 FROM {table:Identifier}
 WHERE kafka_partition = {partition:Int32}
-  AND log_month >= {month_from:UInt32} AND log_month <= {month_to:UInt32}
+  AND kafka_offset >= {first:Int64} AND kafka_offset < {end:Int64}
   AND chunk_first >= {first:Int64} AND chunk_first < {end:Int64}
 GROUP BY chunk_first
 HAVING chunks != 1 OR folded_said != toInt64(data_rows) OR dead_said != toInt64(dead_rows)

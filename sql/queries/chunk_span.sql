@@ -1,10 +1,13 @@
--- Which offsets of a line the chunks of some hours of the log hold, and in which months their parts lie.
+-- Which offsets of a line the chunks of some hours of the log hold, and from which offset on the rows of those hours lie, and of
+-- some hours before. Log hours never go back: while a chunk begins at `since`, those before it are of hours that are known.
 SELECT
-    count() AS chunks,
-    min(chunk_first) AS first,
-    max(chunk_end) AS end,
-    min(log_month) AS month_from,
-    max(log_month) AS month_to
+    countIf(log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}) AS chunks,
+    minIf(chunk_first, log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}) AS first,
+    maxIf(chunk_end, log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}) AS end,
+    minIf(chunk_first, log_hour >= {log_from:Int64}) AS rows_from,
+    minIf(chunk_first, log_hour >= {log_wide:Int64}) AS wide_from,
+    countIf(log_hour >= {log_from:Int64}) AS chunks_from,
+    countIf(log_hour >= {log_wide:Int64}) AS chunks_wide,
+    countIf(chunk_first = {since:Int64}) AS known
 FROM {table:Identifier}
-WHERE kafka_partition = {partition:Int32} AND kind = 'chunk' AND tenant_id = ''
-  AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
+WHERE kafka_partition = {partition:Int32} AND kind = 'chunk' AND tenant_id = '' AND kafka_offset >= {since:Int64}

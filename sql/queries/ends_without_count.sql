@@ -1,4 +1,6 @@
--- Requests whose end is there and whose last count is not. Rows of sealed months, which have an end of a chunk, are of no request.
+-- Requests whose end is there and whose last count is not. No end of these hours lies before the offset `since`; counts are looked
+-- for from the offset `other_since` on, so that those that were found nowhere are asked again, by name. Rows of sealed months, which have
+-- an end of a chunk, are of no request.
 WITH
     ended AS
     (
@@ -6,6 +8,8 @@ WITH
         FROM requests
         WHERE kafka_partition = {partition:Int32} AND kind = 'data' AND chunk_end = 0
           AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
+          AND kafka_offset >= {since:Int64}
+          AND (empty({request_ids:Array(UUID)}) OR (tenant_id IN {tenants:Array(String)} AND request_id IN {request_ids:Array(UUID)}))
     )
 SELECT
     toString(tenant_id) AS tenant, request_id, log_hour AS hour, source, toUnixTimestamp64Micro(occurred_at) AS at
@@ -15,6 +19,8 @@ WHERE request_id NOT IN
     SELECT request_id
     FROM tokens
     WHERE kafka_partition = {partition:Int32} AND kind = 'data' AND final
+      AND kafka_offset >= {other_since:Int64}
+      AND (empty({tenants:Array(String)}) OR tenant_id IN {tenants:Array(String)})
       AND occurred_at >= (SELECT min(occurred_at) FROM ended) AND occurred_at <= (SELECT max(occurred_at) FROM ended)
 )
 ORDER BY tenant_id, request_id

@@ -1,4 +1,5 @@
--- What is rated: usage per slot with all that a price or a line may depend on.
+-- What is rated: usage per slot with all that a price or a line may depend on. Where `since` is 0 offsets are not looked at, and a
+-- projection will do.
 SELECT
     tenant_id, project_id, api_key_id, model, version, endpoint, slot,
     if({by_log_hour:Bool}, log_hour, 0) AS hour,
@@ -12,5 +13,6 @@ WHERE kind = 'data'
   AND ({tenant:String} = '' OR tenant_id = {tenant:String})
   AND slot >= {from:Int64} AND slot < {to:Int64}
   AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
+  AND ({since:Int64} <= 0 OR kafka_offset >= {since:Int64})
 GROUP BY tenant_id, project_id, api_key_id, model, version, endpoint, slot, hour
 ORDER BY tenant_id, project_id, api_key_id, model, version, endpoint, slot, hour

@@ -1,5 +1,6 @@
 -- Requests that were counted in some hours of the log, whose counts do not add up to their last running count. Those with
 -- rows in an hour before are among them: they are asked again, by name.
+-- No row of those hours lies before the offset `since`.
 SELECT
     toString(tenant_id) AS tenant, request_id,
     max(log_hour) AS hour,
@@ -13,9 +14,9 @@ SELECT
     max(reasoning_cumulative) AS reasoning_last
 FROM tokens
 WHERE kafka_partition = {partition:Int32} AND kind = 'data' AND chunk_end = 0
-  AND log_month >= {month_from:UInt32} AND log_month <= {month_to:UInt32}
+  AND kafka_offset >= {since:Int64}
   AND log_hour >= {log_from:Int64} AND log_hour < {log_before:Int64}
-  AND (empty({request_ids:Array(UUID)}) OR request_id IN {request_ids:Array(UUID)})
+  AND (empty({request_ids:Array(UUID)}) OR (tenant_id IN {tenants:Array(String)} AND request_id IN {request_ids:Array(UUID)}))
 GROUP BY tenant_id, request_id
 HAVING input_tokens != input_last OR cached_input_tokens != cached_input_last
     OR output_tokens != output_last OR reasoning_tokens != reasoning_last

@@ -60,5 +60,5 @@ pub use seal::{Month, MonthFigures, MonthSize};
 pub use settings::ClickHouseSettings;
 pub use status::Status;
 pub use table::{Kind, Table};
-pub use trial::{BalanceSum, ChunkBreak, ChunkFault, ChunkSpan, EventRow, Uneven, Unmatched};
+pub use trial::{BalanceSum, ChunkBreak, ChunkFault, ChunkSpan, EventRow, HourBegin, Uneven, Unmatched};
 pub use usage::{Keys, PartitionTotal, PartitionTotals, RatingLine, Scope, UsageLine, UsageQuery};

@@ -20,6 +20,7 @@ const MIGRATIONS: &[Migration] = &[
     Migration { number: 2, name: "reconciliations", sql: include_str!("../migrations/0002_reconciliations.sql") },
     Migration { number: 3, name: "replica_counters", sql: include_str!("../migrations/0003_replica_counters.sql") },
     Migration { number: 4, name: "sealed_months", sql: include_str!("../migrations/0004_sealed_months.sql") },
+    Migration { number: 5, name: "offset_index", sql: include_str!("../migrations/0005_offset_index.sql") },
 ];
 
 /// A step of the schema.

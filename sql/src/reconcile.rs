@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clickhouse::Row;
+use clickhouse::query::Query;
 use ledger::ids::ModelId;
 use ledger::tokens::TokenCounts;
 use serde::Deserialize;
@@ -12,12 +13,16 @@ use crate::client::{ClickHouse, fetch};
 use crate::error::QueryError;
 use crate::rows::OutcomeCounts;
 use crate::table::{Kind, Table};
+use crate::trial::ChunkSpan;
 use crate::usage::id;
 use crate::wire::counts;
 
 const OUTCOMES: &str = include_str!("../queries/outcomes.sql");
 const TRIAL_BALANCE: &str = include_str!("../queries/trial_balance.sql");
 const REPLICA_TOTALS: &str = include_str!("../queries/replica_totals.sql");
+
+/// Every partition.
+const ALL: i32 = -1;
 
 /// What became of the offsets of one line, beside the rows that are there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -161,12 +166,45 @@ impl ClickHouse {
     /// # Errors
     /// No answer.
     pub async fn trial_balance(&self, hours: LogHours) -> Result<TrialBalance, QueryError> {
-        let ask = async |query: clickhouse::query::Query| {
-            let query = query.param("log_from", hours.from.0).param("log_before", hours.before.0);
-            fetch::<TrialRow>(query).await.map(|rows| rows.into_iter().map(trial_line).collect())
-        };
-        let raw = ask(self.rows(TRIAL_BALANCE).with_setting("optimize_use_projections", "0")).await?;
-        Ok(TrialBalance { raw, aggregate: ask(self.sums(TRIAL_BALANCE)).await? })
+        let raw = self.trial_lines(self.trial_rows(), hours, ALL, 0).await?;
+        Ok(TrialBalance { raw, aggregate: self.hour_sums(hours).await? })
+    }
+
+    /// One side of it: from the projection.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn hour_sums(&self, hours: LogHours) -> Result<Vec<TrialBalanceLine>, QueryError> {
+        self.trial_lines(self.sums(TRIAL_BALANCE), hours, ALL, 0).await
+    }
+
+    /// The other side, of one partition. `span` is of these hours.
+    ///
+    /// # Errors
+    /// No answer.
+    pub async fn hour_sums_of_rows(
+        &self,
+        partition: i32,
+        span: ChunkSpan,
+        hours: LogHours,
+    ) -> Result<Vec<TrialBalanceLine>, QueryError> {
+        self.trial_lines(self.trial_rows(), hours, partition, span.rows_from).await
+    }
+
+    fn trial_rows(&self) -> Query {
+        self.rows(TRIAL_BALANCE).with_setting("optimize_use_projections", "0")
+    }
+
+    async fn trial_lines(
+        &self,
+        query: Query,
+        hours: LogHours,
+        partition: i32,
+        since: i64,
+    ) -> Result<Vec<TrialBalanceLine>, QueryError> {
+        let query = query.param("log_from", hours.from.0).param("log_before", hours.before.0);
+        let rows = fetch::<TrialRow>(query.param("partition", partition).param("since", since)).await?;
+        Ok(rows.into_iter().map(trial_line).collect())
     }
 
     /// Tokens per replica, model and hour of occurrence, from hour `from` to `to` (not in it), counted from 1970: what the

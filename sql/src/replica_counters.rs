@@ -33,7 +33,7 @@ pub struct ReplicaCounters {
 }
 
 /// What one engine's requests of a span are counted as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Row, Deserialize)]
 pub struct ReplicaUsage {
     /// Prompt tokens of requests whose whole life lies in the span, estimates left out.
     pub sure_prompt: u64,
@@ -49,6 +49,35 @@ pub struct ReplicaUsage {
     pub cuts: u64,
     /// How many have counts that are estimates.
     pub estimates: u64,
+    /// Prompt tokens of those that ended before the span did: whatever comes after it, they stay what they are.
+    pub ended_prompt: u64,
+    /// Generated tokens, likewise.
+    pub ended_generation: u64,
+    /// How many of them were cut.
+    pub ended_cuts: u64,
+    /// How many of them have counts that are estimates.
+    pub ended_estimates: u64,
+}
+
+impl ReplicaUsage {
+    /// Of the span of an earlier answer and of this one as one. This one is of requests that ended from then on at which that one's
+    /// had surely ended, and both begin alike.
+    #[must_use]
+    pub fn after(self, earlier: &Self) -> Self {
+        Self {
+            sure_prompt: earlier.sure_prompt + self.sure_prompt,
+            sure_generation: earlier.sure_generation + self.sure_generation,
+            maybe_prompt: earlier.ended_prompt + self.maybe_prompt,
+            maybe_generation: earlier.ended_generation + self.maybe_generation,
+            requests: earlier.requests + self.requests,
+            cuts: earlier.ended_cuts + self.cuts,
+            estimates: earlier.ended_estimates + self.estimates,
+            ended_prompt: earlier.ended_prompt + self.ended_prompt,
+            ended_generation: earlier.ended_generation + self.ended_generation,
+            ended_cuts: earlier.ended_cuts + self.ended_cuts,
+            ended_estimates: earlier.ended_estimates + self.ended_estimates,
+        }
+    }
 }
 
 impl ClickHouse {
@@ -81,26 +110,26 @@ impl ClickHouse {
         fetch(self.rows(COUNTERS).param("from_ms", from).param("before_ms", before)).await
     }
 
-    /// What an engine's requests are counted as that were there between two moments. Clocks may be `skew` apart, in
-    /// microseconds.
+    /// What an engine's requests are counted as that were there between two moments, and ended at `ended_from` or after. Clocks may be
+    /// `skew` apart, in microseconds.
     ///
     /// # Errors
     /// No answer.
     pub async fn replica_usage(
         &self,
         replicas: &[String],
-        from: Micros,
-        to: Micros,
+        (from, to): (Micros, Micros),
+        ended_from: Micros,
         skew: i64,
     ) -> Result<ReplicaUsage, QueryError> {
-        let month = log_month(from.0.div_euclid(1_000) - DAY_MS).unwrap_or(0);
+        let month = log_month(ended_from.0.div_euclid(1_000) - DAY_MS).unwrap_or(0);
         let query = self
             .rows(USAGE)
             .param("replicas", replicas)
             .param("month_from", month)
             .param("surely_from", from.0 + skew)
             .param("surely_to", to.0 - skew)
-            .param("maybe_from", from.0 - skew)
+            .param("ended_from", ended_from.0)
             .param("maybe_to", to.0 + skew);
         let rows = fetch::<ReplicaUsage>(query).await?;
         rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))

@@ -1,6 +1,8 @@
 //! What a reconciliation asks of the tables: chunks beside their rows, counts beside running counts, counts beside ends, and
 //! what balances must say.
 
+use std::collections::BTreeSet;
+
 use clickhouse::Row;
 use clickhouse::query::Query;
 use ledger::ids::{EventId, ModelId, RequestId, SourceId, TenantId};
@@ -24,23 +26,49 @@ const UNEVEN: &str = include_str!("../queries/uneven_requests.sql");
 const COUNTS_WITHOUT_END: &str = include_str!("../queries/counts_without_end.sql");
 const ENDS_WITHOUT_COUNT: &str = include_str!("../queries/ends_without_count.sql");
 const BEGAN_BEFORE: &str = include_str!("../queries/began_before.sql");
+const HOUR_BEGINS: &str = include_str!("../queries/hour_begins.sql");
 const BALANCE_SUMS: &str = include_str!("../queries/balance_sums.sql");
+const BALANCE_ROWS: &str = include_str!("../queries/balance_rows.sql");
 /// Tenants in one statement: ClickHouse takes values of parameters up to 128 KiB.
 const TENANTS: usize = 500;
 
-/// The chunks of some hours of a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Row, Deserialize)]
+/// So many hours before those that are asked for, requests are looked for that began before them.
+const WIDE: i64 = 3;
+
+/// The chunks of some hours of a line, and where the rows of those hours lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkSpan {
-    /// How many; all else is 0 if there are none.
+    /// How many; `first` and `end` are 0 if there are none.
     pub chunks: u64,
     /// The first offset.
     pub first: i64,
     /// The next offset after them.
     pub end: i64,
-    /// The first month in which parts of them lie, as `yyyymm`.
-    pub month_from: u32,
-    /// The last one.
-    pub month_to: u32,
+    /// No row of those hours lies before this offset.
+    pub rows_from: i64,
+    /// Nor one of the three hours before them before this one: the first of a chunk, if any chunk ends as late.
+    pub wide_from: i64,
+}
+
+impl ChunkSpan {
+    /// All that there is, however it lies.
+    pub const ALL: Self = Self { chunks: 0, first: i64::MIN, end: i64::MAX, rows_from: 0, wide_from: 0 };
+
+    /// The hour from which on rows are not before `wide_from`.
+    pub const fn wide(hours: LogHours) -> LogHour {
+        LogHour(hours.from.0.saturating_sub(WIDE))
+    }
+}
+
+/// The first chunk that ends in an hour of the log: rows of hours before lie before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Row, Deserialize)]
+pub struct HourBegin {
+    /// Hours since 1970.
+    pub hour: i64,
+    /// Its first offset: no row of that hour or a later one lies before it.
+    pub first: i64,
+    /// The next offset after it.
+    pub end: i64,
 }
 
 /// A chunk that says other numbers of rows than there are.
@@ -117,7 +145,7 @@ pub struct Unmatched {
     pub at: Micros,
 }
 
-/// What a tenant used of a model in a period, up to an offset.
+/// What a tenant used of a model in a period, up to an offset. There may be several of the same, which add up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is the key that it names")]
 pub struct BalanceSum {
@@ -125,6 +153,18 @@ pub struct BalanceSum {
     pub model: ModelId,
     pub tokens: TokenCounts,
     pub requests: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct WireSpan {
+    chunks: u64,
+    first: i64,
+    end: i64,
+    rows_from: i64,
+    wide_from: i64,
+    chunks_from: u64,
+    chunks_wide: u64,
+    known: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -176,13 +216,39 @@ struct WireSum {
 }
 
 impl ClickHouse {
-    /// The chunks of a line whose ends lie in some hours of the log.
+    /// The chunks of a line whose ends lie in some hours of the log. `since` is a `wide_from` that was answered for the same hours or
+    /// earlier ones, or 0: while a chunk begins there, nothing before it is looked at.
     ///
     /// # Errors
     /// No answer. So for all that follow.
-    pub async fn chunk_span(&self, table: Table, partition: i32, hours: LogHours) -> Result<ChunkSpan, QueryError> {
-        let rows = fetch::<ChunkSpan>(within(self.line(CHUNK_SPAN, table, partition), hours)).await?;
-        rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
+    pub async fn chunk_span(
+        &self,
+        table: Table,
+        partition: i32,
+        hours: LogHours,
+        since: i64,
+    ) -> Result<ChunkSpan, QueryError> {
+        let ask = async |since: i64| {
+            let query = within(self.line(CHUNK_SPAN, table, partition), hours).param("since", since);
+            let rows = fetch::<WireSpan>(query.param("log_wide", ChunkSpan::wide(hours).0)).await?;
+            rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
+        };
+        let span = match ask(since).await? {
+            span if since == 0 || span.known > 0 => span,
+            _ => ask(0).await?,
+        };
+        let WireSpan { chunks, first, end, .. } = span;
+        let rows_from = if span.chunks_from == 0 { i64::MAX } else { span.rows_from };
+        let wide_from = if span.chunks_wide == 0 { i64::MAX } else { span.wide_from };
+        Ok(ChunkSpan { chunks, first, end, rows_from, wide_from })
+    }
+
+    /// Where the hours of the log begin in a line of the tokens table, by ascending hour, as far as chunks from `since` on tell.
+    ///
+    /// # Errors
+    /// See [`ClickHouse::chunk_span`].
+    pub async fn hour_begins(&self, partition: i32, since: i64) -> Result<Vec<HourBegin>, QueryError> {
+        fetch(self.rows(HOUR_BEGINS).param("partition", partition).param("since", since)).await
     }
 
     /// The chunks of a span that say other numbers of rows than there are: at most 1,000, from the first on. Chunks are whole
@@ -196,7 +262,7 @@ impl ClickHouse {
         partition: i32,
         span: ChunkSpan,
     ) -> Result<Vec<ChunkFault>, QueryError> {
-        let query = months(self.line(CHUNK_FAULTS, table, partition), span);
+        let query = self.line(CHUNK_FAULTS, table, partition);
         fetch(query.param("first", span.first).param("end", span.end)).await
     }
 
@@ -235,25 +301,26 @@ impl ClickHouse {
         span: ChunkSpan,
         hours: LogHours,
     ) -> Result<Vec<Uneven>, QueryError> {
-        let suspects = self.uneven(partition, span, hours, Vec::new()).await?;
-        if suspects.is_empty() {
-            return Ok(suspects);
+        let mut suspects = self.uneven(partition, span.rows_from, hours, &[]).await?;
+        // Some began in an hour before, few of them long before: of those, these rows too are asked for.
+        for (from, since) in [(ChunkSpan::wide(hours), span.wide_from), (LogHour(i64::MIN), 0)] {
+            if !suspects.is_empty() {
+                suspects = self.uneven(partition, since, LogHours { from, ..hours }, &suspects).await?;
+            }
         }
-        // Some began in an hour before: of those, all rows are asked for.
-        let names = suspects.iter().map(|suspect| suspect.request_id.0).collect();
-        let all = ChunkSpan { month_from: 0, month_to: u32::MAX, ..span };
-        self.uneven(partition, all, LogHours { from: LogHour(i64::MIN), ..hours }, names).await
+        Ok(suspects)
     }
 
     async fn uneven(
         &self,
         partition: i32,
-        span: ChunkSpan,
+        since: i64,
         hours: LogHours,
-        names: Vec<Uuid>,
+        among: &[Uneven],
     ) -> Result<Vec<Uneven>, QueryError> {
-        let query = within(self.rows(UNEVEN).param("partition", partition), hours);
-        let rows = fetch::<WireUneven>(months(query, span).param("request_ids", names)).await?;
+        let query = within(self.rows(UNEVEN).param("partition", partition), hours).param("since", since);
+        let query = named(query, among.iter().map(|one| (&one.tenant, one.request_id)));
+        let rows = fetch::<WireUneven>(query).await?;
         let uneven = |row: WireUneven| {
             Ok(Uneven {
                 tenant: id("tenant", &row.tenant)?,
@@ -283,16 +350,42 @@ impl ClickHouse {
     }
 
     /// Requests of a partition that `there` has and the other table has not: at most 1,000. What the other line has not
-    /// reached yet is among them.
+    /// reached yet is among them. `span` is of `there`, `other` of the other table's line.
     ///
     /// # Errors
     /// See [`ClickHouse::chunk_span`].
-    pub async fn unmatched(&self, there: Table, partition: i32, hours: LogHours) -> Result<Vec<Unmatched>, QueryError> {
+    pub async fn unmatched(
+        &self,
+        there: Table,
+        partition: i32,
+        hours: LogHours,
+        span: ChunkSpan,
+        other: ChunkSpan,
+    ) -> Result<Vec<Unmatched>, QueryError> {
+        let suspects = self.unmatched_since(there, partition, hours, [span.rows_from, other.wide_from], &[]).await?;
+        match suspects.is_empty() {
+            true => Ok(suspects),
+            // The other line may have had them long before.
+            false => self.unmatched_since(there, partition, hours, [span.rows_from, 0], &suspects).await,
+        }
+    }
+
+    async fn unmatched_since(
+        &self,
+        there: Table,
+        partition: i32,
+        hours: LogHours,
+        since: [i64; 2],
+        among: &[Unmatched],
+    ) -> Result<Vec<Unmatched>, QueryError> {
         let sql = match there {
             Table::Tokens => COUNTS_WITHOUT_END,
             Table::Requests => ENDS_WITHOUT_COUNT,
         };
-        let rows = fetch::<WireUnmatched>(within(self.rows(sql).param("partition", partition), hours)).await?;
+        let query = within(self.rows(sql).param("partition", partition), hours);
+        let query = query.param("since", since[0]).param("other_since", since[1]);
+        let query = named(query, among.iter().map(|one| (&one.tenant, one.request_id)));
+        let rows = fetch::<WireUnmatched>(query).await?;
         let unmatched = |row: WireUnmatched| {
             Ok(Unmatched {
                 tenant: id("tenant", &row.tenant)?,
@@ -305,7 +398,8 @@ impl ClickHouse {
         rows.into_iter().map(unmatched).collect()
     }
 
-    /// What the balances of one partition and period must say, each of them up to the offset that it is of.
+    /// What the balances of one partition and period must say, each of them up to the offset that it is of. What was logged in the
+    /// hours before `begin` is summed by a projection; no balance is of an offset before its end. None: all is summed out of rows.
     ///
     /// # Errors
     /// See [`ClickHouse::chunk_span`].
@@ -313,18 +407,29 @@ impl ClickHouse {
         &self,
         partition: i32,
         period: Period,
+        begin: Option<HourBegin>,
         as_of: &[(TenantId, i64)],
     ) -> Result<Vec<BalanceSum>, QueryError> {
+        let (hour, since) = begin.map_or((i64::MIN, 0), |begin| (begin.hour, begin.first));
         let mut sums = Vec::new();
         for some in as_of.chunks(TENANTS) {
-            let query = self
-                .rows(BALANCE_SUMS)
-                .param("partition", partition)
-                .param("from", period.from.0)
-                .param("to", period.to.0)
-                .param("tenants", some.iter().map(|(tenant, _)| tenant.as_str()).collect::<Vec<_>>())
-                .param("offsets", some.iter().map(|(_, offset)| *offset).collect::<Vec<_>>());
-            for row in fetch::<WireSum>(query).await? {
+            let asked = |query: Query| {
+                query
+                    .param("partition", partition)
+                    .param("from", period.from.0)
+                    .param("to", period.to.0)
+                    .param("tenants", some.iter().map(|(tenant, _)| tenant.as_str()).collect::<Vec<_>>())
+                    .param("hour", hour)
+            };
+            let rows = asked(self.rows(BALANCE_ROWS))
+                .param("offsets", some.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
+                .param("since", since)
+                .param("until", some.iter().map(|(_, offset)| *offset).max().unwrap_or(0));
+            let mut found = fetch::<WireSum>(rows).await?;
+            if begin.is_some() {
+                found.extend(fetch::<WireSum>(asked(self.sums(BALANCE_SUMS))).await?);
+            }
+            for row in found {
                 sums.push(BalanceSum {
                     tenant: id("tenant", &row.tenant)?,
                     model: id("model", &row.model)?,
@@ -350,6 +455,8 @@ fn within(query: Query, hours: LogHours) -> Query {
     query.param("log_from", hours.from.0).param("log_before", hours.before.0)
 }
 
-fn months(query: Query, span: ChunkSpan) -> Query {
-    query.param("month_from", span.month_from).param("month_to", span.month_to)
+/// Of these requests alone; of all without any.
+fn named<'a>(query: Query, among: impl Iterator<Item = (&'a TenantId, RequestId)>) -> Query {
+    let (tenants, ids): (BTreeSet<&str>, Vec<Uuid>) = among.map(|(tenant, id)| (tenant.as_str(), id.0)).unzip();
+    query.param("tenants", tenants.into_iter().collect::<Vec<_>>()).param("request_ids", ids)
 }

@@ -241,15 +241,16 @@ impl ClickHouse {
     /// # Errors
     /// No answer.
     pub async fn rating(&self, scope: &Scope, by_log_hour: bool) -> Result<Vec<RatingLine>, QueryError> {
-        self.rated(self.sums(RATING), scope, by_log_hour).await
+        self.rated(self.sums(RATING).param("since", 0), scope, by_log_hour).await
     }
 
-    /// The same out of the rows alone, for a check of the sums.
+    /// The same out of the rows alone, for a check of the sums. None of what is asked for lies before the offset `since`.
     ///
     /// # Errors
     /// No answer.
-    pub async fn rating_of_rows(&self, scope: &Scope) -> Result<Vec<RatingLine>, QueryError> {
-        self.rated(self.rows(RATING).with_setting("optimize_use_projections", "0"), scope, false).await
+    pub async fn rating_of_rows(&self, scope: &Scope, since: i64) -> Result<Vec<RatingLine>, QueryError> {
+        let rows = self.rows(RATING).with_setting("optimize_use_projections", "0");
+        self.rated(rows.param("since", since), scope, false).await
     }
 
     async fn rated(&self, query: Query, scope: &Scope, by_log_hour: bool) -> Result<Vec<RatingLine>, QueryError> {

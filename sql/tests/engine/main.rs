@@ -10,3 +10,4 @@ mod parquet;
 mod proofs;
 mod requests;
 mod seal;
+mod trial;

@@ -91,7 +91,7 @@ async fn figures(clickhouse: &ClickHouse) -> Vec<String> {
     let mut said = vec![
         format!("{:?}", clickhouse.usage(&query).await.unwrap()),
         format!("{:?}", clickhouse.rating(&scope, true).await.unwrap()),
-        format!("{:?}", clickhouse.rating_of_rows(&scope).await.unwrap()),
+        format!("{:?}", clickhouse.rating_of_rows(&scope, 0).await.unwrap()),
         format!("{:?}", clickhouse.replica_totals(0, i64::MAX).await.unwrap()),
         format!("{:?}", clickhouse.endings(None, from, to, span).await.unwrap()),
     ];
@@ -182,7 +182,7 @@ async fn a_sealed_month_has_every_figure_to_the_last_digit_in_fewer_rows() {
 
 fn span(months: &[Month]) -> sql::ChunkSpan {
     let (first, last) = (months[0], months[months.len() - 1]);
-    sql::ChunkSpan { chunks: 1, first: first.first, end: last.end, month_from: first.month, month_to: last.month }
+    sql::ChunkSpan { chunks: 1, first: first.first, end: last.end, ..sql::ChunkSpan::ALL }
 }
 
 #[tokio::test]

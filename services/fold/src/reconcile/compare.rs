@@ -250,7 +250,10 @@ pub(crate) fn balance(
 ) {
     let mut models = BTreeMap::<ModelId, [Sums; 2]>::new();
     for sum in rows {
-        models.entry(sum.model.clone()).or_default()[0] = sums(&sum.tokens, sum.requests);
+        let wanted = &mut models.entry(sum.model.clone()).or_default()[0];
+        for (wanted, more) in wanted.iter_mut().zip(sums(&sum.tokens, sum.requests)) {
+            *wanted = wanted.saturating_add(more);
+        }
     }
     for one in &corrections.made {
         let Deltas { input, cached_input, output, reasoning, requests } = one.deltas;

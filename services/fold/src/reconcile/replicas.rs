@@ -99,8 +99,36 @@ pub(crate) fn lives(samples: &[ReplicaCounters], vouched: Micros, now: Micros) -
     lives
 }
 
+/// A life up to a sample at which both sides agreed: what its requests were counted as that had ended by then is not asked again.
+#[derive(Debug, Clone)]
+pub(crate) struct Settled {
+    pub(crate) first: ReplicaCounters,
+    pub(crate) upto: ReplicaCounters,
+    pub(crate) usage: ReplicaUsage,
+}
+
+impl Settled {
+    /// Whether it is a beginning of this life, whose samples before it may be out of sight meanwhile.
+    pub(crate) fn is_of(&self, (first, last): Life<'_>) -> bool {
+        (first.at..=last.at).contains(&self.upto.at)
+            && (self.upto.started, &self.upto.replicas) == (last.started, &last.replicas)
+    }
+}
+
+/// What is asked for a life.
+pub(crate) struct Asked {
+    pub(crate) span: (Micros, Micros),
+    /// Of requests that ended from then on.
+    pub(crate) ended_from: Micros,
+}
+
+pub(crate) fn asked(life: Life<'_>, settled: Option<&Settled>) -> Asked {
+    let from = settled.map_or(life.0, |settled| &settled.upto);
+    Asked { span: span(life), ended_from: Micros(at(from).0 - SKEW) }
+}
+
 /// The moments between which a life is compared.
-pub(crate) fn span((first, last): Life<'_>) -> (Micros, Micros) {
+fn span((first, last): Life<'_>) -> (Micros, Micros) {
     (at(first), at(last))
 }
 
@@ -207,6 +235,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_settled_is_the_beginning_of_its_own_life_alone() {
+        let (first, upto) = (taken(0, 1, [0, 0], 0), taken(60, 1, [5, 5], 0));
+        let settled = Settled { first, upto: upto.clone(), usage: ReplicaUsage::default() };
+        let (early, late) = (taken(30, 1, [2, 2], 0), taken(120, 1, [9, 9], 0));
+        assert!(settled.is_of((&early, &late)) && settled.is_of((&upto, &upto)));
+        assert!(!settled.is_of((&taken(90, 1, [7, 7], 0), &late)), "where it agreed is out of sight");
+        assert!(!settled.is_of((&early, &taken(120, 2, [9, 9], 0))), "it began anew");
+        let asked = asked((&settled.first, &late), Some(&settled));
+        assert_eq!((asked.span, asked.ended_from), ((seconds(0), seconds(120)), seconds(55)));
+    }
+
+    #[test]
     fn what_was_counted_lies_between_what_must_be_and_what_may_be() {
         let (first, last) = (taken(0, 1, [100, 100], 0), taken(60, 1, [150, 130], 0));
         let usage = |sure: [u64; 2], maybe: [u64; 2], cuts| ReplicaUsage {
@@ -216,7 +256,7 @@ mod tests {
             maybe_generation: maybe[1],
             requests: 1,
             cuts,
-            estimates: 0,
+            ..ReplicaUsage::default()
         };
         let report = |usage: ReplicaUsage| {
             let mut report = Report::begin(seconds(60), sql::LogHours::default());

@@ -254,6 +254,22 @@ impl Report {
         }
     }
 
+    /// A part of it that finds something by itself.
+    pub(crate) fn part(&self) -> Self {
+        let Self { at, from, before, .. } = self;
+        let [at, from, before] = [at, from, before].map(Clone::clone);
+        Self { at, from, before, compared: BTreeMap::new(), differences: Vec::new(), pending: Vec::new() }
+    }
+
+    /// Takes in what a part has found.
+    pub(crate) fn add(&mut self, part: Self) {
+        for (check, figures) in part.compared {
+            *self.compared.entry(check).or_default() += figures;
+        }
+        self.differences.extend(part.differences);
+        self.pending.extend(part.pending);
+    }
+
     /// Whether nothing differs.
     pub fn agrees(&self) -> bool {
         self.differences.is_empty()

@@ -3,6 +3,7 @@
 
 mod archive;
 mod audit;
+mod killed;
 mod rebuild;
 mod reconcile;
 mod seal;

@@ -10,13 +10,13 @@ use sql::{ClickHouse, ClickHouseSettings, Table};
 use crate::servers::Servers;
 use crate::{folded, is_folded, until};
 
-const BLOCK: u64 = 40;
+pub(crate) const BLOCK: u64 = 40;
 
-fn new_database(servers: &Servers) -> ClickHouseSettings {
+pub(crate) fn new_database(servers: &Servers) -> ClickHouseSettings {
     ClickHouseSettings { database: "tollgate_rebuild".into(), ..servers.clickhouse_settings() }
 }
 
-async fn rebuild(servers: &Servers) -> Vec<Rebuilt> {
+pub(crate) async fn rebuild(servers: &Servers) -> Vec<Rebuilt> {
     let (old, new) = (servers.clickhouse_settings(), new_database(servers));
     fold::rebuild::run(Log::kafka(&servers.kafka()), &old, &new, &[0, 1], BLOCK, |_| {}).await.unwrap()
 }

@@ -37,6 +37,20 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// What a process of this test reaches, by its variables.
+pub(crate) struct Reached {
+    pub(crate) kafka: KafkaSettings,
+    pub(crate) clickhouse: sql::ClickHouseSettings,
+}
+
+impl Reached {
+    pub(crate) fn by_variables() -> Self {
+        let database = variable(DATABASE);
+        let clickhouse = sql::ClickHouseSettings { database, ..clickhouse_settings(variable(CLICKHOUSE)) };
+        Self { kafka: kafka_settings(variable(BROKERS)), clickhouse }
+    }
+}
+
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap()
 }
@@ -65,6 +79,7 @@ fn clickhouse_process() {
 async fn fold_process() {
     let log = runtime::telemetry::Settings { filter: "info,fold=debug".into(), ..Default::default() };
     runtime::telemetry::init(&log).unwrap();
+    let Reached { kafka, clickhouse } = Reached::by_variables();
     let settings = fold::RunSettings {
         fold: fold::Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], variable(PORT).parse().unwrap())),
@@ -75,11 +90,8 @@ async fn fold_process() {
             reconcile_seconds: 1,
             ..Default::default()
         },
-        kafka: kafka_settings(variable(BROKERS)),
-        clickhouse: sql::ClickHouseSettings {
-            database: variable(DATABASE),
-            ..clickhouse_settings(variable(CLICKHOUSE))
-        },
+        kafka,
+        clickhouse,
     };
     fold::run(settings, Shutdown::from_signals().unwrap()).await.unwrap();
 }
@@ -164,6 +176,21 @@ impl Servers {
     /// A fold that waits so long for a chunk to fill.
     pub(crate) fn fold(&self, chunk_ms: u64) -> Fold {
         self.fold_into("tollgate", chunk_ms)
+    }
+
+    /// Where ClickHouse listens.
+    pub(crate) const fn clickhouse_address(&self) -> SocketAddr {
+        self.server.listen
+    }
+
+    /// This test binary once more, for what it runs under this name, which reaches ClickHouse at an address.
+    pub(crate) fn again_at(&self, test: &str, clickhouse: SocketAddr) -> Command {
+        let mut command = again(test);
+        command
+            .env(BROKERS, self.broker.brokers())
+            .env(CLICKHOUSE, format!("http://{clickhouse}"))
+            .env(DATABASE, "tollgate");
+        command
     }
 
     /// One that writes another database.

@@ -1,5 +1,7 @@
 //! The handle on one database: settings that every statement has, deadlines, and errors in our words.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use clickhouse::query::Query;
@@ -7,6 +9,7 @@ use clickhouse::{Client, RowOwned, RowRead};
 
 use crate::error::QueryError;
 use crate::settings::ClickHouseSettings;
+use crate::table::Table;
 
 /// How long ClickHouse may work on a statement that reads, in seconds.
 const READ_SECONDS: u64 = 60;
@@ -18,6 +21,8 @@ const READ_DEADLINE: Duration = Duration::from_secs(READ_SECONDS + 15);
 pub struct ClickHouse {
     client: Client,
     strict: bool,
+    /// Tables whose columns were held to our types by an insert, and no insert has failed since.
+    checked: Arc<[AtomicBool; Table::ALL.len()]>,
 }
 
 impl std::fmt::Debug for ClickHouse {
@@ -29,7 +34,8 @@ impl std::fmt::Debug for ClickHouse {
 impl ClickHouse {
     /// A handle; nothing is asked yet.
     pub fn new(settings: &ClickHouseSettings) -> Self {
-        Self { client: server(settings).with_database(&settings.database), strict: false }
+        let client = server(settings).with_database(&settings.database);
+        Self { client, strict: false, checked: Arc::default() }
     }
 
     /// Refuses a sum that no projection answers. For tests and for measuring: the figures are the same either way.
@@ -48,6 +54,22 @@ impl ClickHouse {
 
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// A client that writes rows of a table: one that compares each field's type with its column's, until an insert has shown that
+    /// they agree. Comparing takes as long as writing.
+    pub(crate) fn writer(&self, table: Table) -> Client {
+        let checked = self.checked_of(table).load(Ordering::Relaxed);
+        self.client.clone().with_validation(!checked)
+    }
+
+    /// An insert into a table was done, or was not: then types are compared again.
+    pub(crate) fn checked(&self, table: Table, agree: bool) {
+        self.checked_of(table).store(agree, Ordering::Relaxed);
+    }
+
+    fn checked_of(&self, table: Table) -> &AtomicBool {
+        &self.checked[table as usize]
     }
 
     /// A statement that reads rows.

@@ -46,6 +46,12 @@ impl ClickHouse {
     ) -> Result<(), InsertError> {
         chunk.check().map_err(InsertError::Malformed)?;
         let place = place(chunk, insert_before_ms).map_err(InsertError::Malformed)?;
+        let written = self.write(chunk, place, retry).await;
+        self.checked(D::TABLE, written.is_ok());
+        written
+    }
+
+    async fn write<D: DataRow>(&self, chunk: &ChunkRows<D>, place: Place, retry: u32) -> Result<(), InsertError> {
         let token = D::TABLE.token(chunk.partition, chunk.first, retry);
         let mut insert = self.open::<D>(&token).await?;
         for row in &chunk.data {
@@ -67,7 +73,8 @@ impl ClickHouse {
     where
         D::Raw: Row,
     {
-        let asked = self.client().insert::<D::Raw>(D::TABLE.name());
+        let client = self.writer(D::TABLE);
+        let asked = client.insert::<D::Raw>(D::TABLE.name());
         let insert = tokio::time::timeout(SEND_DEADLINE, asked)
             .await
             .map_err(|_| InsertError::Unknown("the table's columns were not told in time".to_owned()))??;

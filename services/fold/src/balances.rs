@@ -63,6 +63,33 @@ impl Sums {
     }
 }
 
+/// What is kept of a tenant between two events: the calendar costs more than the sums.
+#[derive(Debug)]
+struct Tenant {
+    /// The zone that its periods were computed in.
+    zone: Option<Tz>,
+    /// The period of the event before.
+    period: Option<Period>,
+}
+
+impl Tenant {
+    /// The period that holds a time. A time outside of the calendar has none, and no quota.
+    fn period_of(&mut self, time: Micros) -> Option<Period> {
+        if self.period.is_none_or(|period| !period.contains(time)) {
+            self.period = Period::month_of(time, self.zone.unwrap_or(Tz::UTC)).ok();
+        }
+        self.period
+    }
+}
+
+/// What was used in a period.
+#[derive(Debug, Default)]
+struct Summed {
+    models: BTreeMap<ModelId, Sums>,
+    /// Whether it is surely among what is to be published.
+    is_dirty: bool,
+}
+
 /// The balances of one partition of the tokens topic.
 #[derive(Debug)]
 pub(crate) struct Balances {
@@ -71,12 +98,11 @@ pub(crate) struct Balances {
     offset: i64,
     /// Periods that began before have no balance.
     horizon: Slot,
-    sums: BTreeMap<Key, BTreeMap<ModelId, Sums>>,
+    sums: BTreeMap<Key, Summed>,
     /// Of the tenants whose usage is in this partition.
     corrections: Corrections,
     dirty: BTreeSet<Key>,
-    /// The zone that each tenant's periods were computed in.
-    zones: HashMap<TenantId, Option<Tz>>,
+    tenants: HashMap<TenantId, Tenant>,
     /// Tenants that control did not know, since this was asked last.
     unknown: u64,
 }
@@ -95,9 +121,9 @@ impl Balances {
         totals: &[PartitionTotal],
         zones: &impl Zones,
     ) -> Self {
-        let (sums, dirty, known) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
+        let (sums, dirty, tenants) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
         let corrections = BTreeMap::new();
-        let mut balances = Self { partition, offset, horizon, sums, corrections, dirty, zones: known, unknown: 0 };
+        let mut balances = Self { partition, offset, horizon, sums, corrections, dirty, tenants, unknown: 0 };
         for total in totals {
             balances.add(
                 &Use {
@@ -125,23 +151,27 @@ impl Balances {
     }
 
     fn add(&mut self, used: &Use<'_>, zones: &impl Zones) {
-        let zone = match self.zones.get(used.tenant) {
-            Some(zone) => *zone,
+        let known = match self.tenants.get_mut(used.tenant) {
+            Some(known) => known,
             None => {
                 let zone = zones.zone(used.tenant);
                 self.unknown += u64::from(zone.is_none());
-                self.zones.insert(used.tenant.clone(), zone);
-                zone
+                self.tenants.entry(used.tenant.clone()).or_insert(Tenant { zone, period: None })
             }
         };
-        // A time outside of the calendar has no period, and no quota.
-        let Ok(period) = Period::month_of(used.occurred_at, zone.unwrap_or(Tz::UTC)) else { return };
+        let Some(period) = known.period_of(used.occurred_at) else { return };
         if period.from < self.horizon {
             return;
         }
         let key = (used.tenant.clone(), period);
-        self.sums.entry(key.clone()).or_default().entry(used.model.clone()).or_default().add(used);
-        self.dirty.insert(key);
+        let summed = self.sums.entry(key.clone()).or_default();
+        match summed.models.get_mut(used.model) {
+            Some(sums) => sums.add(used),
+            None => summed.models.entry(used.model.clone()).or_default().add(used),
+        }
+        if !std::mem::replace(&mut summed.is_dirty, true) {
+            self.dirty.insert(key);
+        }
     }
 
     /// Takes the corrections that control holds now, of the tenants that belong here. Those that were not there before are to be
@@ -170,7 +200,8 @@ impl Balances {
 
     /// Whether a tenant's periods are other ones now.
     pub(crate) fn is_outdated(&self, zones: &impl Zones) -> bool {
-        self.zones.iter().any(|(tenant, zone)| zones.zone(tenant).unwrap_or(Tz::UTC) != zone.unwrap_or(Tz::UTC))
+        let other = |tenant, zone: Option<Tz>| zones.zone(tenant).unwrap_or(Tz::UTC) != zone.unwrap_or(Tz::UTC);
+        self.tenants.iter().any(|(tenant, known)| other(tenant, known.zone))
     }
 
     /// How many tenants were met that control did not know, since this was asked last.
@@ -197,6 +228,11 @@ impl Balances {
     /// What is to be published; it then counts as published.
     pub(crate) fn take_dirty(&mut self, control_offset: i64, now: Micros) -> Vec<BalanceUpdated> {
         let dirty = std::mem::take(&mut self.dirty);
+        for key in &dirty {
+            if let Some(summed) = self.sums.get_mut(key) {
+                summed.is_dirty = false;
+            }
+        }
         dirty.iter().filter_map(|key| self.updated(key, control_offset, now)).collect()
     }
 
@@ -211,7 +247,7 @@ impl Balances {
 
     fn updated(&self, key: &Key, control_offset: i64, now: Micros) -> Option<BalanceUpdated> {
         let (none, zero) = (BTreeMap::new(), Sums::default());
-        let (sums, corrections) = (self.sums.get(key), self.corrections.get(key));
+        let (sums, corrections) = (self.sums.get(key).map(|summed| &summed.models), self.corrections.get(key));
         if sums.is_none() && corrections.is_none() {
             return None;
         }

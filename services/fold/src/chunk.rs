@@ -197,6 +197,9 @@ impl<E: FoldEvent> OpenChunk<E> {
             sources: self.sources,
         };
         let mut closed = ClosedChunk { rows, resends: self.resends };
+        if closed.resends.is_empty() {
+            return (closed, Vec::new());
+        }
         let here: HashMap<_, _> = self.taken.into_iter().map(|(source, seq, id)| ((source, seq), id)).collect();
         let elsewhere = closed.compare(&here);
         (closed, elsewhere)

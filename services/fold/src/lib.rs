@@ -17,6 +17,7 @@ macro_rules! left_out {
 }
 
 pub mod archive;
+mod ask;
 pub mod audit;
 mod balances;
 mod call;

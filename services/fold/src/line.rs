@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use ledger::ids::TenantId;
-use ledger::time::{Micros, Slot};
+use ledger::time::Micros;
 use runtime::{Clock, Condition, Shutdown};
 use schemas::event::BalanceUpdated;
-use sql::{ChunkRows, DataRow as _, PartitionTotal, Table};
+use sql::{ChunkRows, DataRow as _, Table};
 use stream::consume::{Bounds, ConsumeError, PartitionConsumer, Record};
 use stream::control::ControlView;
 use stream::kafka::KafkaSettings;
 use stream::partition::partition_of;
 use tokio::time::MissedTickBehavior;
 
+use crate::ask::{self, Beside};
 use crate::balances::{self, Balances};
 use crate::call::{Answer, Call, Event, Standstill, Taken};
 use crate::control::TenantZones;
@@ -25,12 +26,16 @@ use crate::event::FoldEvent;
 use crate::health::Health;
 use crate::meters::LineMeters;
 use crate::publish::{PublishError, Publisher};
-use crate::store::{Proven, Store};
+use crate::store::Store;
 
 /// The consumer group whose offsets show the lag to people. Nobody joins it, and nothing reads them.
 pub(crate) const GROUP: &str = "tollgate-fold";
 /// Balances are published so often while there is something new.
 const TICK: Duration = Duration::from_millis(50);
+/// A line that has more offsets before it is behind: what it publishes is old already, and of many tenants a burden.
+const BEHIND: i64 = 20_000;
+/// Then balances are published so often.
+const BEHIND_TICK: Duration = Duration::from_secs(2);
 /// The end of the log is asked for, and the figure of lag committed, so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// Everything that a quota may ask for is published again so often.
@@ -56,13 +61,6 @@ type Answered = BoxFuture<'static, (Answer, Option<Beside>)>;
 type Published = BoxFuture<'static, (Vec<BalanceUpdated>, Result<(), PublishError>)>;
 type Looked = BoxFuture<'static, Result<Bounds, ConsumeError>>;
 
-/// What comes with a proof, beside what the driver is told.
-#[derive(Debug)]
-struct Beside {
-    totals: Option<(Slot, Vec<PartitionTotal>)>,
-    tables: u64,
-}
-
 /// A line, with all that it touches.
 pub(crate) struct Line<E: FoldEvent> {
     shared: Shared,
@@ -84,6 +82,7 @@ pub(crate) struct Line<E: FoldEvent> {
     inserted_at: Instant,
     looked_at: Option<Instant>,
     refreshed_at: Instant,
+    published_at: Instant,
     reopen_at: Option<Instant>,
     committed: i64,
     control_offset: i64,
@@ -110,6 +109,7 @@ impl<E: FoldEvent> Line<E> {
             inserted_at: now,
             looked_at: None,
             refreshed_at: now,
+            published_at: now,
             reopen_at: None,
             committed: 0,
             control_offset: 0,
@@ -263,7 +263,8 @@ impl<E: FoldEvent> Line<E> {
             Call::EventIds(_) | Call::Copy(_) | Call::Position => {}
         }
         let totals_from = balances::horizon(Micros(self.shared.clock.now()));
-        self.call = Some(perform::<E>(self.shared.clone(), self.partition, call, totals_from, self.tables).boxed());
+        self.call =
+            Some(ask::perform::<E>(self.shared.clone(), self.partition, call, totals_from, self.tables).boxed());
     }
 
     fn answered(&mut self, answer: Answer, beside: Option<Beside>) {
@@ -390,9 +391,12 @@ impl<E: FoldEvent> Line<E> {
                 "usage of tenants that control does not know: their periods are UTC months"
             );
         }
-        if self.publishing.is_some() || !balances.is_dirty() {
+        let is_behind = self.health.end.is_some_and(|end| end - self.driver.reads_from() > BEHIND);
+        let waits = is_behind && self.published_at.elapsed() < BEHIND_TICK;
+        if waits || self.publishing.is_some() || !balances.is_dirty() {
             return;
         }
+        self.published_at = Instant::now();
         let updates = balances.take_dirty(self.control_offset, Micros(self.shared.clock.now()));
         let publisher = self.shared.publisher.clone();
         self.publishing = Some(
@@ -466,33 +470,4 @@ async fn pending_or<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
         Some(future) => future.await,
         None => std::future::pending().await,
     }
-}
-
-async fn perform<E: FoldEvent>(
-    shared: Shared,
-    partition: i32,
-    call: Call<E::Row>,
-    totals_from: Slot,
-    tables: u64,
-) -> (Answer, Option<Beside>) {
-    let (store, table) = (&shared.store, E::Row::TABLE);
-    let answer = match call {
-        Call::Prove { with_totals } => match store.prove(table, partition, with_totals.then_some(totals_from)).await {
-            Ok(Proven { proof, totals, tables }) => {
-                let totals = totals.map(|totals| (totals_from, totals));
-                return (Answer::Proof(Ok(proof)), Some(Beside { totals, tables }));
-            }
-            Err(error) => Answer::Proof(Err(error)),
-        },
-        Call::EventIds(numbers) => Answer::EventIds(store.event_ids(table, partition, &numbers).await),
-        Call::Position => Answer::Position(store.position(table, partition).await),
-        Call::Copy(rows) => {
-            let copied = shared.publisher.dead_letters(table.topic(), partition, &rows.dead).await;
-            Answer::Copied(copied.map_err(|error| format!("dead letters were not copied: {error}")))
-        }
-        Call::Insert { rows, retry, insert_before_ms } => {
-            Answer::Inserted(E::insert(store.clone(), rows, retry, insert_before_ms, tables).await)
-        }
-    };
-    (answer, None)
 }

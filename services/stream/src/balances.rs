@@ -1,10 +1,12 @@
 //! Reading the balances topic: what each tenant has used in its period, the newest of it, in memory and on disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
 use ledger::ids::TenantId;
 use ledger::time::Period;
 use rdkafka::Message as _;

@@ -5,8 +5,9 @@
 //! that memory stays small however long Kafka or the fold are away: then it stays a little longer than it had to, but
 //! never less is counted than was spent.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
+use hashbrown::HashMap;
 use ledger::ids::{ModelId, TenantId};
 use ledger::time::{Micros, Slot};
 use ledger::tokens::TokenCounts;

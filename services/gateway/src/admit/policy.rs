@@ -1,9 +1,11 @@
 //! What the control log adds up to, as the path of a request needs it: one immutable snapshot, found by hashes and names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
 use std::sync::Arc;
 
 use chrono_tz::Tz;
+use hashbrown::HashMap;
 use ledger::control::{ControlState, Document, Limits, Plan};
 use ledger::ids::{ModelId, ModelVersion, PlanId, ProjectId, TenantId};
 use ledger::money::Currency;

@@ -1,8 +1,8 @@
 //! What replicas want to be asked with: TLS, and the keys that the settings have for them.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 
+use hashbrown::HashMap;
 use http::{HeaderMap, HeaderValue, header};
 use ledger::ids::ReplicaId;
 use runtime::tls::{TlsClient, TlsError};

@@ -1,9 +1,9 @@
 //! A bound on what all tenants hold of something, and on what each of them holds.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use hashbrown::HashMap;
 use ledger::ids::TenantId;
 
 /// See the module. Taking is a few atomic steps, and no lock but to find the tenant.

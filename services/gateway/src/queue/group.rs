@@ -1,10 +1,10 @@
 //! Requests that want the replicas of one model: who waits there, and the lease that goes to the next of them.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use ledger::control::ServiceTier;
 use ledger::ids::{ModelId, ModelVersion, PlanId, RequestId, TenantId};
 use prometheus::IntGauge;

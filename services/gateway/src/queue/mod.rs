@@ -18,11 +18,11 @@ mod schedule;
 #[cfg(test)]
 mod simulation;
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use hashbrown::HashMap;
 use ledger::ids::ModelId;
 use runtime::{Metrics, Shutdown};
 use tokio::sync::{Notify, oneshot};

@@ -1,9 +1,9 @@
 //! The metrics of one endpoint, model and plan: found once per request, and touched without a look-up after that.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use hashbrown::HashMap;
 use ledger::ids::{ModelId, PlanId};
 use ledger::tokens::TokenClass;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};

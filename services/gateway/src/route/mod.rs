@@ -12,11 +12,11 @@ mod replica;
 pub(crate) mod scrape;
 mod table;
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use hashbrown::HashMap;
 use ledger::control::{ControlState, Replica as ReplicaDocument};
 use ledger::ids::{ModelId, ModelVersion, PlanId, ReplicaId, RequestId};
 use tokio::sync::Notify;

@@ -4,10 +4,10 @@
 //! before them, so that a long prompt has few. What replicas evict from their caches is not told, so old beginnings are
 //! forgotten here in the same manner: those that were not asked for again.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 
 /// The shortest block, in bytes. A shorter prompt is not worth a memory.
 const BLOCK: usize = 256;

@@ -1,8 +1,8 @@
 //! Who answers for which model, in which version and for which plan: one immutable snapshot of what control says.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use ledger::control::{ControlState, Document, Model, Plan, Pool, Replica as ReplicaDocument};
 use ledger::ids::{ModelId, ModelVersion, PlanId, PoolId, ReplicaId, RequestId};
 

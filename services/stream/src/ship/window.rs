@@ -1,8 +1,9 @@
 //! What is on its way, in the order of the spool: the cursor is the end of the acknowledged prefix, never the highest
 //! acknowledgement.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use hashbrown::HashMap;
 use uuid::Uuid;
 
 use crate::spool::TOKENS;

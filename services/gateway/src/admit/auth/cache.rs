@@ -1,8 +1,8 @@
 //! Tokens that were verified already, by their hashes: a signature is checked once, not with every request.
 
-use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
 
+use hashbrown::HashMap;
 use ledger::time::Micros;
 
 use super::KeyHash;

@@ -1,8 +1,8 @@
 //! The accounts of all tenants, each behind a lock of its own, and who keeps their limits.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hashbrown::HashMap;
 use ledger::ids::TenantId;
 use ledger::time::Micros;
 use stream::spool::Spool;

@@ -1,10 +1,10 @@
 //! The limits that a request must have room in at once: its plan's, its project's, its key's. Each level has requests and
 //! tokens per minute and requests at once; a request takes from all of them or from none. Pure: told the time.
 
-use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use hashbrown::HashMap;
 use ledger::control::Limits;
 use ledger::ids::{ApiKeyId, ProjectId};
 use ledger::rate_limit::{MinuteLimit, RateLimited};

@@ -4,9 +4,9 @@
 //! limit per minute is asked for is what such requests used before: their mean and four times their mean deviation, as
 //! TCP expects its round trips (RFC 6298), which a high quantile of anything but a wild distribution lies below.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
+use hashbrown::{DefaultHashBuilder, HashMap};
 use ledger::ids::{ApiKeyId, ModelId};
 
 /// Of one tenant so many pairs of key and model are remembered, those seen last.
@@ -84,7 +84,7 @@ pub(crate) struct Expected {
 #[derive(Debug, Default)]
 pub(crate) struct Usual {
     seen: HashMap<Habit, Seen>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     requests: u64,
 }
 

@@ -169,12 +169,18 @@ fn whole(topic: &'static str, dead: DeadLetter, replays: &[Replayed]) -> DeadLet
             partition,
             offset: row.offset,
             taken_at: Micros(row.log_time_ms.saturating_mul(1_000)).to_string(),
+            detail: beyond(&row.reason, row.detail),
             reason: row.reason,
-            detail: row.detail,
             bytes,
             replay: ReplayShown::of(&place, replays.iter().find(|replayed| replayed.source == source)),
         },
     }
+}
+
+/// What a detail says beyond its reason, with which the fold lets some begin.
+fn beyond(reason: &str, detail: String) -> String {
+    let said = detail.strip_prefix(&reason.replace('_', " ")).and_then(|rest| rest.strip_prefix(": "));
+    said.map(str::to_owned).unwrap_or(detail)
 }
 
 fn schema(value: &[u8]) -> Option<String> {
@@ -188,4 +194,21 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_said_once() {
+        for (reason, detail, said) in [
+            ("undecodable", "undecodable: no schema", "no schema"),
+            ("unknown_mark", "unknown mark: no header", "no header"),
+            ("seq_conflict", "source x has number 7", "source x has number 7"),
+            ("undecodable", "undecodable", "undecodable"),
+        ] {
+            assert_eq!(beyond(reason, detail.to_owned()), said);
+        }
+    }
 }

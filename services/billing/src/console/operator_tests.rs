@@ -71,7 +71,10 @@ fn letters_are_counted_by_reason_and_listed_with_what_became_of_them() {
 #[test]
 fn one_letter_is_shown_with_its_bytes_and_what_they_say() {
     let torn = DeadLetterPage { found: whole(Some("00ff")) }.render().unwrap();
-    shows(&torn, &["&#60;acme&#62;", "no event of this topic", "00ff", "dead-letters replay tollgate.tokens.v1/3/17"]);
+    shows(
+        &torn,
+        &["&#60;acme&#62;", "no event of this topic", "00ff", "dead-letters fix tollgate.tokens.v1/3/17 --record"],
+    );
     assert!(!torn.contains("The beginning"));
     let long = DeadLetterPage { found: whole(Some(&"ab".repeat(HEX_MAX))) }.render().unwrap();
     shows(&long, &["The beginning"]);

@@ -2,8 +2,8 @@
 -- there before it is made in the background.
 ALTER TABLE tokens ADD INDEX IF NOT EXISTS offsets kafka_offset TYPE minmax GRANULARITY 1;
 
-ALTER TABLE tokens MATERIALIZE INDEX offsets;
+ALTER TABLE tokens MATERIALIZE INDEX IF EXISTS offsets;
 
 ALTER TABLE requests ADD INDEX IF NOT EXISTS offsets kafka_offset TYPE minmax GRANULARITY 1;
 
-ALTER TABLE requests MATERIALIZE INDEX offsets;
+ALTER TABLE requests MATERIALIZE INDEX IF EXISTS offsets;

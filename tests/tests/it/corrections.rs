@@ -232,6 +232,12 @@ async fn adjusted(system: &mut System, at: Micros) {
     put(system, TENANT, &encode(&counted(4, 11)).unwrap()).await;
     system.start_role(Role::Fold).await;
     balance(system, 111).await;
+    // Balances run ahead of rows: sums and rows are read one after the other, and compared when nothing is written between them.
+    until("usage of 111", SOON, async || match output(system).await {
+        111 => Ok(()),
+        output => Err(output),
+    })
+    .await;
     let clickhouse =
         sql::ClickHouse::new(&sql::ClickHouseSettings { url: system.clickhouse_url(), ..Default::default() });
     assert!(clickhouse.trial_balance(sql::LogHours::default()).await.unwrap().balances());

@@ -40,6 +40,8 @@ const BEHIND_TICK: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
 /// Everything that a quota may ask for is published again so often.
 const REFRESH: Duration = Duration::from_secs(60);
+/// So often in turn the log must look the same, before that means anything: each look is of another moment.
+const LOOKS: u32 = 5;
 /// A consumer that failed is opened again after so long.
 const REOPEN: Duration = Duration::from_secs(1);
 /// Records that are taken at once, before anything else is looked at.
@@ -86,6 +88,20 @@ pub(crate) struct Line<E: FoldEvent> {
     reopen_at: Option<Instant>,
     committed: i64,
     control_offset: i64,
+    /// What was known of the line when the end of the log was asked for.
+    asked_at: Known,
+    /// How often in turn the log ended before what was folded; and had more, of which nothing came.
+    shorter: u32,
+    silent: u32,
+}
+
+/// How far a line was.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// What ClickHouse held.
+    position: i64,
+    /// The next offset to read.
+    reads_from: i64,
 }
 
 impl<E: FoldEvent> Line<E> {
@@ -113,6 +129,9 @@ impl<E: FoldEvent> Line<E> {
             reopen_at: None,
             committed: 0,
             control_offset: 0,
+            asked_at: Known::default(),
+            shorter: 0,
+            silent: 0,
         }
     }
 
@@ -181,6 +200,10 @@ impl<E: FoldEvent> Line<E> {
         tracing::warn!(topic = self.table.topic(), partition = self.partition, %error, "the log is opened again");
         self.health.kafka = Some(error.to_string());
         self.reopen_at = Some(Instant::now() + REOPEN);
+        self.close();
+    }
+
+    fn close(&mut self) {
         if let Some(log) = self.log.take() {
             // Closing it waits for its threads.
             drop(tokio::task::spawn_blocking(move || drop(log)));
@@ -425,7 +448,36 @@ impl<E: FoldEvent> Line<E> {
             self.committed = position;
             log.commit_figure(position);
         }
+        self.asked_at = Known { position: self.driver.position().unwrap_or(0), reads_from: self.driver.reads_from() };
         self.looking = Some(async move { log.bounds().await }.boxed());
+    }
+
+    /// A consumer that was opened while its topic was made anew may hear nothing for ever, neither records nor that its offset is
+    /// not there.
+    fn listen(&mut self, bounds: Bounds) {
+        let Known { position, reads_from } = self.asked_at;
+        let in_turn = |is_so: bool, times: u32| if is_so { times + 1 } else { 0 };
+        self.shorter = in_turn(bounds.next < position, self.shorter);
+        let waits = self.driver.wants_records() && self.held.is_none() && self.driver.reads_from() == reads_from;
+        self.silent = in_turn(waits && bounds.next > reads_from, self.silent);
+        if self.shorter >= LOOKS {
+            self.shorter = 0;
+            let (topic, partition) = (self.table.topic().to_owned(), self.partition);
+            let error = ConsumeError::OutOfRange { topic, partition, offset: position };
+            self.driver.stand_still(Standstill::OtherLog(error.to_string()));
+        } else if self.silent >= LOOKS {
+            self.silent = 0;
+            let (topic, partition) = (self.table.topic(), self.partition);
+            tracing::warn!(
+                topic,
+                partition,
+                reads_from,
+                end = bounds.next,
+                "nothing comes of what is there: the log is opened again"
+            );
+            self.close();
+            self.open((reads_from - 1).max(0));
+        }
     }
 
     fn looked(&mut self, bounds: Result<Bounds, ConsumeError>) {
@@ -435,6 +487,7 @@ impl<E: FoldEvent> Line<E> {
                     self.health.kafka = None;
                 }
                 self.health.end = Some(bounds.next);
+                self.listen(bounds);
             }
             Err(error @ ConsumeError::OutOfRange { .. }) => {
                 self.driver.stand_still(Standstill::OtherLog(error.to_string()));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fold::reconcile::{Check, Reconciler, Report};
 use runtime::{ManualClock, Shutdown, Tasks};
 use schemas::event::BalanceUpdated;
-use sql::LogHours;
+use sql::{LogHour, LogHours};
 use stream::balances::{BalancesReader, BalancesView};
 use stream::control::ControlReader;
 use stream::topics;
@@ -43,6 +43,14 @@ impl World {
 
     async fn report(&self) -> Report {
         self.reconciler.run(LogHours::default()).await.unwrap()
+    }
+
+    /// A report, and how many rows ClickHouse read for it: nobody else asks.
+    async fn measured(&self, hours: LogHours) -> (Report, i64) {
+        const READ: &str = "SELECT toInt64(value) FROM system.events WHERE event = 'SelectedRows'";
+        let before = self.servers.number(READ).await;
+        let report = self.reconciler.run(hours).await.unwrap();
+        (report, self.servers.number(READ).await - before)
     }
 
     /// Every tenant's balance is of all that was counted.
@@ -178,4 +186,58 @@ async fn tampered_with(world: &World) {
     let gap = report.differences.iter().find(|found| found.check == Check::Chunks).unwrap();
     assert_eq!(gap.one.is, second, "{gap}");
     assert!(gap.said.contains("are in no chunk") && gap.place.hour.is_some(), "{gap}");
+}
+
+/// Of a month that is over but for its last hours, a run reads those alone; and finds what differs in either.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_reads_the_rows_of_its_hours_and_not_of_the_month() {
+    let mut world = World::start().await;
+    let fold = world.servers.fold(300);
+    world.traffic.send(1_500).await;
+    until!("all is folded", is_folded(&world.servers, &world.traffic).await);
+    let (tokens, requests) = (world.traffic.tokens.ends, world.traffic.requests.ends);
+    for table in ["tokens", "requests"] {
+        // What comes is not merged with what is there, which is one part of each partition.
+        let apart = "max_bytes_to_merge_at_max_space_in_pool = 1, max_bytes_to_merge_at_min_space_in_pool = 1";
+        world.servers.execute(&format!("OPTIMIZE TABLE tollgate.{table} FINAL")).await;
+        world.servers.execute(&format!("ALTER TABLE tollgate.{table} MODIFY SETTING {apart}")).await;
+    }
+    world.traffic.send(40).await;
+    world.traffic.vouch().await;
+    until!("all is folded", is_folded(&world.servers, &world.traffic).await);
+    until!("all is published", world.balances_are_there());
+    fold.kill();
+    for (table, ends) in [("tokens", tokens), ("requests", requests)] {
+        for (partition, end) in ends.into_iter().enumerate() {
+            // As if it had been logged days ago.
+            let earlier = "log_hour = log_hour - 100, log_time = log_time - toIntervalHour(100)";
+            let earlier = format!("{earlier} WHERE kafka_partition = {partition} AND chunk_first < {end}");
+            let earlier = format!("ALTER TABLE tollgate.{table} UPDATE {earlier} SETTINGS mutations_sync = 2");
+            world.servers.execute(&earlier).await;
+        }
+    }
+
+    let now = "SELECT max(log_hour) FROM tollgate.tokens";
+    let hours = LogHours { from: LogHour(world.servers.number(now).await - 2), ..LogHours::default() };
+    let (report, _) = world.measured(hours).await;
+    assert!(report.agrees() && report.pending.is_empty(), "{report:#?}");
+    let (report, few) = world.measured(hours).await;
+    assert!(report.agrees() && report.pending.is_empty(), "{report:#?}");
+    let (report, all) = world.measured(LogHours::default()).await;
+    assert!(report.agrees() && report.pending.is_empty(), "{report:#?}");
+    assert!(all > 10 * 1_500, "the measure is none: {all}");
+    assert!(few < all / 5, "{few} rows were read, and {all} for all hours");
+
+    // A row that was logged in an hour before, and one of the hours that are looked at.
+    for (request, checks) in [(5, vec![Check::Balances]), (1_530, vec![Check::Counts, Check::Balances])] {
+        let change = async |by: &str| {
+            world.mutate(&format!("UPDATE output = output {by} WHERE request_id = '{}'", uuid(request))).await
+        };
+        change("+ 5").await;
+        let (report, _) = world.measured(hours).await;
+        assert_eq!(found(&report).into_iter().map(|(check, _)| check).collect::<Vec<_>>(), checks, "{report:#?}");
+        change("- 5").await;
+    }
+    assert!(world.measured(hours).await.0.agrees());
+    world.tasks.shutdown().trigger();
 }

@@ -59,17 +59,12 @@ impl ClickHouse {
     /// A client that writes rows of a table: one that compares each field's type with its column's, until an insert has shown that
     /// they agree. Comparing takes as long as writing.
     pub(crate) fn writer(&self, table: Table) -> Client {
-        let checked = self.checked_of(table).load(Ordering::Relaxed);
-        self.client.clone().with_validation(!checked)
+        self.client.clone().with_validation(!self.checked[table as usize].load(Ordering::Relaxed))
     }
 
     /// An insert into a table was done, or was not: then types are compared again.
     pub(crate) fn checked(&self, table: Table, agree: bool) {
-        self.checked_of(table).store(agree, Ordering::Relaxed);
-    }
-
-    fn checked_of(&self, table: Table) -> &AtomicBool {
-        &self.checked[table as usize]
+        self.checked[table as usize].store(agree, Ordering::Relaxed);
     }
 
     /// A statement that reads rows.
@@ -99,6 +94,12 @@ pub(crate) fn server(settings: &ClickHouseSettings) -> Client {
 /// All rows of a statement.
 pub(crate) async fn fetch<T: RowOwned + RowRead>(query: Query) -> Result<Vec<T>, QueryError> {
     within_deadline(query.fetch_all::<T>()).await
+}
+
+/// The one row of a statement that always has one.
+pub(crate) async fn fetch_row<T: RowOwned + RowRead>(query: Query) -> Result<T, QueryError> {
+    let rows = fetch::<T>(query).await?;
+    rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
 }
 
 /// Waits for an answer, but not for ever.

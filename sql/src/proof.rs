@@ -7,7 +7,7 @@ use ledger::ids::SourceId;
 use ledger::time::Micros;
 use serde::Deserialize;
 
-use crate::client::{ClickHouse, fetch};
+use crate::client::{ClickHouse, fetch_row};
 use crate::error::{ProofError, QueryError};
 use crate::rows::{OutcomeCounts, SourceEnd, SourceState};
 use crate::table::{Kind, Table};
@@ -100,6 +100,12 @@ fn group(wire: WireGroup) -> Result<Group, QueryError> {
     })
 }
 
+impl Answer {
+    fn read(self) -> Result<(i64, Vec<Group>), QueryError> {
+        Ok((self.now_ms, self.groups.into_iter().map(group).collect::<Result<_, _>>()?))
+    }
+}
+
 impl ClickHouse {
     /// Where the line of a partition stands, proven to be one whole folding from offset 0: one SELECT through the
     /// projection.
@@ -117,10 +123,8 @@ impl ClickHouse {
     /// No answer, or a damaged table.
     pub async fn prove_before(&self, table: Table, partition: i32, month: u32) -> Result<Proof, ProofError> {
         let query = self.rows(BEFORE).param("table", table.name()).param("partition", partition).param("month", month);
-        let answer = fetch::<Answer>(query).await?.into_iter().next();
-        let answer = answer.ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))?;
-        let groups = answer.groups.into_iter().map(group).collect::<Result<Vec<_>, _>>()?;
-        Proof::of(table, partition, answer.now_ms, groups)
+        let (now_ms, groups) = fetch_row::<Answer>(query).await?.read()?;
+        Proof::of(table, partition, now_ms, groups)
     }
 
     /// What a proof is made of, also where it is none: ClickHouse's clock, and the sums of each kind and source.
@@ -128,9 +132,7 @@ impl ClickHouse {
     /// # Errors
     /// No answer.
     pub async fn groups(&self, table: Table, partition: i32) -> Result<(i64, Vec<Group>), QueryError> {
-        let answer: Answer = self.through_projection(PROOF, table, partition, |a: &Answer| a.groups.is_empty()).await?;
-        let groups = answer.groups.into_iter().map(group).collect::<Result<_, _>>()?;
-        Ok((answer.now_ms, groups))
+        self.through_projection(PROOF, table, partition, |a: &Answer| a.groups.is_empty()).await?.read()
     }
 
     /// The next offset alone: the read-back after an insert.
@@ -156,8 +158,7 @@ impl ClickHouse {
         let ask = async |force: &str| {
             let query = self.rows(sql).param("table", table.name()).param("partition", partition);
             let query = query.with_setting("optimize_use_projections", "1");
-            let rows = fetch::<T>(query.with_setting("force_optimize_projection", force)).await?;
-            rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
+            fetch_row::<T>(query.with_setting("force_optimize_projection", force)).await
         };
         match ask("1").await {
             Err(error) if error.is_projection_not_used() => {

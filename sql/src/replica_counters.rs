@@ -5,7 +5,7 @@ use ledger::time::Micros;
 use serde::{Deserialize, Serialize};
 
 use crate::calendar::{LogHour, LogHours, log_month};
-use crate::client::{ClickHouse, fetch, within_deadline};
+use crate::client::{ClickHouse, fetch, fetch_row, within_deadline};
 use crate::error::QueryError;
 
 const COUNTERS: &str = include_str!("../queries/replica_counters.sql");
@@ -131,7 +131,6 @@ impl ClickHouse {
             .param("surely_to", to.0 - skew)
             .param("ended_from", ended_from.0)
             .param("maybe_to", to.0 + skew);
-        let rows = fetch::<ReplicaUsage>(query).await?;
-        rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
+        fetch_row::<ReplicaUsage>(query).await
     }
 }

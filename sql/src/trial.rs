@@ -12,7 +12,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::calendar::{LogHour, LogHours};
-use crate::client::{ClickHouse, fetch};
+use crate::client::{ClickHouse, fetch, fetch_row};
 use crate::error::QueryError;
 use crate::table::Table;
 use crate::usage::id;
@@ -230,8 +230,7 @@ impl ClickHouse {
     ) -> Result<ChunkSpan, QueryError> {
         let ask = async |since: i64| {
             let query = within(self.line(CHUNK_SPAN, table, partition), hours).param("since", since);
-            let rows = fetch::<WireSpan>(query.param("log_wide", ChunkSpan::wide(hours).0)).await?;
-            rows.into_iter().next().ok_or_else(|| QueryError::Mismatch("no row where one must be".to_owned()))
+            fetch_row::<WireSpan>(query.param("log_wide", ChunkSpan::wide(hours).0)).await
         };
         let span = match ask(since).await? {
             span if since == 0 || span.known > 0 => span,

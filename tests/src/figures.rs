@@ -13,7 +13,7 @@ use crate::system::{ADMIN, Role, System};
 use crate::wait::until;
 
 /// How long the way from a spool to ClickHouse may take after faults.
-const SETTLE: Duration = Duration::from_secs(90);
+const SETTLE: Duration = Duration::from_secs(300);
 
 /// Token counts, disjoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

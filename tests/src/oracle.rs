@@ -82,12 +82,12 @@ pub async fn check_requests(system: &System, seen: &[Seen]) {
 pub async fn check_figures(system: &System) -> ByModel {
     let raw = system.raw().await;
     assert_eq!(system.aggregates().await, raw, "aggregates and rows differ");
-    let usage = until("usage to be the rows", Duration::from_secs(30), async || {
+    let usage = until("usage to be the rows", Duration::from_secs(120), async || {
         let usage = system.usage(&TENANTS).await;
         if usage == raw { Ok(usage) } else { Err(usage) }
     })
     .await;
-    until("balances to be the rows", Duration::from_secs(30), async || {
+    until("balances to be the rows", Duration::from_secs(120), async || {
         let balances = system.balances(&TENANTS).await;
         if balances == raw { Ok(()) } else { Err((balances, raw.clone())) }
     })

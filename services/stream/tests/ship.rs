@@ -88,7 +88,7 @@ impl Process {
     }
 
     async fn shipped(&self) {
-        let deadline = Instant::now() + Duration::from_secs(90);
+        let deadline = Instant::now() + Duration::from_secs(300);
         while self.spool.stats().unshipped_records > 0 {
             assert!(Instant::now() < deadline, "{:?}", self.spool.stats());
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -135,7 +135,7 @@ fn read<E: Event>(kafka: &KafkaSettings, topic: &str) -> Read<E> {
         consumer.assign(&from).unwrap();
         let (_, end) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(30)).unwrap();
         let mut line = LineState::default();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while line.position < end {
             assert!(Instant::now() < deadline, "{topic}/{partition}: {} of {end}", line.position);
             let Some(message) = consumer.poll(Duration::from_millis(100)) else { continue };

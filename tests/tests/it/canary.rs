@@ -8,7 +8,7 @@ use promises::tenants::{models, new_key, put, usable};
 use promises::wait::until;
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 const ROUNDS: &str = "tollgate_canary_rounds_total";
 
 /// The canary's tenant, as docs/canary.md makes it; gives its key.

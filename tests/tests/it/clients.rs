@@ -143,14 +143,14 @@ async fn official_clients_work_unchanged_and_what_they_are_told_is_billed() {
     let said: Vec<(&str, Value)> = SCRIPTS.into_iter().zip(ended.into_iter().map(Result::unwrap)).collect();
 
     let hung_up: u64 = said.iter().map(|(_, said)| said["hung_up"].as_u64().unwrap()).sum();
-    until("the engine to notice every client that hung up", Duration::from_secs(20), async || {
+    until("the engine to notice every client that hung up", Duration::from_secs(60), async || {
         let requests = system.simulators[MODELS[0]].requests();
         let gone = requests.iter().filter(|request| request.outcome == "client_gone").count() as u64;
         if gone == hung_up { Ok(()) } else { Err(gone) }
     })
     .await;
     let expected: ByModel = said.iter().flat_map(|(script, said)| told(script, said)).collect();
-    until("what was told to be billed", Duration::from_secs(60), async || {
+    until("what was told to be billed", Duration::from_secs(180), async || {
         let mut billed = system.raw().await;
         billed.retain(|(tenant, _), _| tenant.starts_with("mine-"));
         for counts in billed.values_mut() {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use stream::partition::partition_of;
 use uuid::Uuid;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 const TENANT: &str = "acme";
 
 fn counted(seq: i64, output: i64) -> TokensCounted {

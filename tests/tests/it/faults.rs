@@ -97,7 +97,7 @@ async fn wave(system: &mut System, keys: &[String], plans: Vec<Planned>, blow: B
     let (client, gateway) = (system.client.clone(), system.url(Role::Gateway, ""));
     let middle = served(system) + plans.len() / 3;
     let strike = async {
-        until("the middle of a wave", Duration::from_secs(60), async || {
+        until("the middle of a wave", Duration::from_secs(180), async || {
             if served(system) >= middle { Ok(()) } else { Err(served(system)) }
         })
         .await;

@@ -11,7 +11,7 @@ use crate::faults::check_all;
 
 const FOLDS: [Role; 4] = [Role::Fold, Role::SharingFold(2), Role::SharingFold(3), Role::SharingFold(4)];
 /// What the group takes until it knows that a member is gone, and more.
-const DIVIDED: Duration = Duration::from_secs(60);
+const DIVIDED: Duration = Duration::from_secs(180);
 
 /// Returns when these folds have so many partitions each, in any order.
 async fn divided(system: &System, folds: &[Role], shares: &[u32]) {

@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 
 use promises::tenants::{new_key, shop};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 /// In every prompt.
 const PROMPT: &str = "xyzzyprompt";
 /// In every key that is none.

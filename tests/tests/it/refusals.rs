@@ -70,7 +70,7 @@ async fn usage_without_a_price_is_an_alarm_and_never_free() {
     assert_eq!(chat(&system, &key, hello(MODELS[0]).to_string()).await.status.as_u16(), 200, "it is served");
     assert!(system.metric(Role::Gateway, "tollgate_gateway_unpriced_total").await >= 1.0);
     let range = promises::figures::around_now();
-    let costs = until("the usage to be unrated", Duration::from_secs(20), async || {
+    let costs = until("the usage to be unrated", Duration::from_secs(60), async || {
         let costs = system.api(&format!("costs?tenant=acme&{range}")).await;
         if costs["unrated"].as_array().is_some_and(|lines| !lines.is_empty()) { Ok(costs) } else { Err(costs) }
     })
@@ -118,12 +118,12 @@ async fn a_full_spool_refuses_or_serves_as_the_plan_says_and_recovers() {
     .await;
 
     system.start_kafka().await;
-    until("room in the spool", Duration::from_secs(60), async || {
+    until("room in the spool", Duration::from_secs(180), async || {
         let answer = chat(&system, &refuse, hello(MODELS[0]).to_string()).await;
         if answer.status.is_success() { Ok(()) } else { Err(error(&answer)) }
     })
     .await;
-    until("every answered request to be billed", Duration::from_secs(60), async || {
+    until("every answered request to be billed", Duration::from_secs(180), async || {
         let raw = system.raw().await;
         let billed: u64 =
             raw.iter().filter(|((tenant, _), _)| tenant == "acme").map(|(_, counts)| counts.requests).sum();

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use promises::oracle::{check_figures, check_money, check_requests};
 
 const BOTH: [Role; 2] = [Role::Gateway, Role::SecondGateway];
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 /// The plans' limits: of requests at once, of requests and of tokens per minute.
 const AT_ONCE: usize = 6;
 const REQUESTS: u64 = 20;

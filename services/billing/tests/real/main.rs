@@ -25,7 +25,7 @@ const ADMIN: &str = "tg_admin";
 /// The key of all rows.
 const USED_KEY: &str = "00000000-0000-0000-0000-00000000c000";
 const OTHER_KEY: &str = "00000000-0000-0000-0000-00000000c001";
-const SOON: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(300);
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()

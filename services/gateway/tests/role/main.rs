@@ -29,7 +29,7 @@ use stream::topics;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 const KEY: &str = "tg_role";
 const KEY_ID: Uuid = Uuid::from_u128(7);
 

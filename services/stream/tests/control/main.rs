@@ -24,7 +24,7 @@ use stream::control::{ControlError, ControlReader, ControlView, ControlWriter, W
 use stream::kafka::KafkaSettings;
 use stream::topics;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 fn broker(folder: &Path) -> Broker {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools");

@@ -14,7 +14,7 @@ use stream::consume::{Bounds, ConsumeError, PartitionConsumer};
 use stream::kafka::KafkaSettings;
 use stream::topics::{self, TopicsError};
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 async fn broker(folder: &Path) -> (KafkaChild, KafkaSettings) {
     let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools");

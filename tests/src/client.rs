@@ -11,7 +11,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
-/// The longest a whole answer may take before a test gives up.
+/// The longest that the head of an answer, or a whole one, may take before a test gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why there is no answer.
@@ -75,6 +75,9 @@ impl Default for Client {
 
 impl Client {
     /// Sends a request and gives the head of the answer, its body unread.
+    ///
+    /// The limit is for the pool as well: a request that is handed to a connection in the moment in which that one breaks may
+    /// wait for ever, with no socket left to wait for.
     pub async fn open(
         &self,
         method: Method,
@@ -90,9 +93,9 @@ impl Client {
             request = request.header("content-type", "application/json");
         }
         let request = request.body(Full::new(body.unwrap_or_default())).expect("a request");
-        self.pool
-            .request(request)
+        tokio::time::timeout(PATIENCE, self.pool.request(request))
             .await
+            .map_err(|error| Broken::new(&error))?
             .map_err(|error| Broken { refused: error.is_connect(), why: format!("{error:?}") })
     }
 

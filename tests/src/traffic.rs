@@ -259,8 +259,11 @@ impl Planned {
         seen.request_id = answer.headers().get("x-request-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         if answer.status().is_success() && seen.plan.streams() {
             seen.read_stream(answer.into_body()).await;
-        } else if let Ok(body) = answer.into_body().collect().await {
-            seen.read_whole(&body.to_bytes());
+        } else {
+            let body = tokio::time::timeout(SILENCE, answer.into_body().collect()).await;
+            if let Ok(body) = body.expect("an answer that began ends") {
+                seen.read_whole(&body.to_bytes());
+            }
         }
         seen
     }

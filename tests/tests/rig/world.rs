@@ -158,6 +158,11 @@ impl World {
             self.system.ready(fold).await;
         }
         let system = &self.system;
+        until("no request to be open", SOON, async || {
+            let open = system.metric(Role::Gateway, "tollgate_gateway_requests_in_flight").await;
+            if open == 0.0 { Ok(()) } else { Err(open) }
+        })
+        .await;
         system.settled(&admitted(&self.seen)).await;
         check_requests(system, &self.seen).await;
         let usage = check_figures(system).await;

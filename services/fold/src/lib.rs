@@ -28,6 +28,7 @@ mod event;
 mod health;
 mod line;
 mod lines;
+mod looks;
 mod meters;
 mod publish;
 pub mod rebuild;

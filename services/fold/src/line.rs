@@ -24,6 +24,7 @@ use crate::control::TenantZones;
 use crate::driver::{Cuts, Driver};
 use crate::event::FoldEvent;
 use crate::health::Health;
+use crate::looks::{Known, Looks, Seen};
 use crate::meters::LineMeters;
 use crate::publish::{PublishError, Publisher};
 use crate::store::Store;
@@ -40,8 +41,6 @@ const BEHIND_TICK: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
 /// Everything that a quota may ask for is published again so often.
 const REFRESH: Duration = Duration::from_secs(60);
-/// So often in turn the log must look the same, before that means anything: each look is of another moment.
-const LOOKS: u32 = 5;
 /// A consumer that failed is opened again after so long.
 const REOPEN: Duration = Duration::from_secs(1);
 /// Records that are taken at once, before anything else is looked at.
@@ -88,20 +87,7 @@ pub(crate) struct Line<E: FoldEvent> {
     reopen_at: Option<Instant>,
     committed: i64,
     control_offset: i64,
-    /// What was known of the line when the end of the log was asked for.
-    asked_at: Known,
-    /// How often in turn the log ended before what was folded; and had more, of which nothing came.
-    shorter: u32,
-    silent: u32,
-}
-
-/// How far a line was.
-#[derive(Debug, Clone, Copy, Default)]
-struct Known {
-    /// What ClickHouse held.
-    position: i64,
-    /// The next offset to read.
-    reads_from: i64,
+    looks: Looks,
 }
 
 impl<E: FoldEvent> Line<E> {
@@ -129,9 +115,7 @@ impl<E: FoldEvent> Line<E> {
             reopen_at: None,
             committed: 0,
             control_offset: 0,
-            asked_at: Known::default(),
-            shorter: 0,
-            silent: 0,
+            looks: Looks::default(),
         }
     }
 
@@ -448,35 +432,27 @@ impl<E: FoldEvent> Line<E> {
             self.committed = position;
             log.commit_figure(position);
         }
-        self.asked_at = Known { position: self.driver.position().unwrap_or(0), reads_from: self.driver.reads_from() };
+        let (position, reads_from) = (self.driver.position().unwrap_or(0), self.driver.reads_from());
+        self.looks.ask(Known { position, reads_from });
         self.looking = Some(async move { log.bounds().await }.boxed());
     }
 
     /// A consumer that was opened while its topic was made anew may hear nothing for ever, neither records nor that its offset is
     /// not there.
-    fn listen(&mut self, bounds: Bounds) {
-        let Known { position, reads_from } = self.asked_at;
-        let in_turn = |is_so: bool, times: u32| if is_so { times + 1 } else { 0 };
-        self.shorter = in_turn(bounds.next < position, self.shorter);
-        let waits = self.driver.wants_records() && self.held.is_none() && self.driver.reads_from() == reads_from;
-        self.silent = in_turn(waits && bounds.next > reads_from, self.silent);
-        if self.shorter >= LOOKS {
-            self.shorter = 0;
-            let (topic, partition) = (self.table.topic().to_owned(), self.partition);
-            let error = ConsumeError::OutOfRange { topic, partition, offset: position };
-            self.driver.stand_still(Standstill::OtherLog(error.to_string()));
-        } else if self.silent >= LOOKS {
-            self.silent = 0;
-            let (topic, partition) = (self.table.topic(), self.partition);
-            tracing::warn!(
-                topic,
-                partition,
-                reads_from,
-                end = bounds.next,
-                "nothing comes of what is there: the log is opened again"
-            );
-            self.close();
-            self.open((reads_from - 1).max(0));
+    fn listen(&mut self, end: i64) {
+        let waits = self.driver.wants_records() && self.held.is_none();
+        let (topic, partition) = (self.table.topic(), self.partition);
+        match self.looks.see(end, waits.then(|| self.driver.reads_from())) {
+            Seen::Nothing => {}
+            Seen::Shorter(offset) => {
+                let error = ConsumeError::OutOfRange { topic: topic.to_owned(), partition, offset };
+                self.driver.stand_still(Standstill::OtherLog(error.to_string()));
+            }
+            Seen::Silent(from) => {
+                tracing::warn!(topic, partition, from, end, "nothing comes of what is there: the log is opened again");
+                self.close();
+                self.open((from - 1).max(0));
+            }
         }
     }
 
@@ -487,7 +463,7 @@ impl<E: FoldEvent> Line<E> {
                     self.health.kafka = None;
                 }
                 self.health.end = Some(bounds.next);
-                self.listen(bounds);
+                self.listen(bounds.next);
             }
             Err(error @ ConsumeError::OutOfRange { .. }) => {
                 self.driver.stand_still(Standstill::OtherLog(error.to_string()));

@@ -2,7 +2,7 @@
 //! through it, no offset is committed for it, and two members that work on one partition for a while do no harm.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
@@ -21,11 +21,16 @@ const SESSION: Duration = Duration::from_secs(10);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The group's client is served so often.
 const POLL: Duration = Duration::from_millis(200);
+/// A member that lost its place so often in turn, and never held it for [`HELD`], shares its name with another process. Once is
+/// no proof: a request to join that was lost on the way, and arrives after the next one, takes the place of its own sender.
+const LOST_PLACES: u32 = 3;
+/// A place that was held for so long was this process's.
+const HELD: Duration = Duration::from_secs(60);
 
 /// Why a process is no member any more. That Kafka is away is none of these: what it had, it keeps.
 #[derive(Debug, Error)]
 pub enum GroupError {
-    /// Another process has the same name in the group: the one that came last has its place.
+    /// Another process has the same name in the group: its place was taken again and again.
     #[error("another process took the name {name:?} in the group {group:?}: give each process its own name")]
     NameTaken {
         /// The group.
@@ -48,10 +53,12 @@ pub type Given = watch::Receiver<Option<BTreeSet<i32>>>;
 
 /// A place in a group, to be held by [`Member::run`].
 pub struct Member {
-    consumer: BaseConsumer<Division>,
+    kafka: KafkaSettings,
     group: String,
     name: String,
     topic: String,
+    given: watch::Sender<Option<BTreeSet<i32>>>,
+    consumer: BaseConsumer<Division>,
 }
 
 impl std::fmt::Debug for Member {
@@ -69,23 +76,34 @@ impl Member {
     /// [`GroupError::Failed`] when the settings make no client.
     pub fn new(kafka: &KafkaSettings, group: &str, name: &str, topic: &str) -> Result<(Self, Given), GroupError> {
         let (given, partitions) = watch::channel(None);
-        let consumer = kafka
-            .consumer(group, group)
-            .set("group.instance.id", name)
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", SESSION.as_millis().to_string())
-            .set("heartbeat.interval.ms", HEARTBEAT.as_millis().to_string())
-            .create_with_context(Division { topic: topic.to_owned(), given })
-            .map_err(|source| GroupError::Failed { group: group.to_owned(), source })?;
-        Ok((Self { consumer, group: group.to_owned(), name: name.to_owned(), topic: topic.to_owned() }, partitions))
+        let consumer = client(kafka, group, name, Division { topic: topic.to_owned(), given: given.clone() })?;
+        let (group, name, topic) = (group.to_owned(), name.to_owned(), topic.to_owned());
+        Ok((Self { kafka: kafka.clone(), group, name, topic, given, consumer }, partitions))
     }
 
-    /// Holds the place until shutdown. Blocks: to be run on a thread of its own.
+    /// Holds the place until shutdown. Blocks: to be run on a thread of its own. Who loses its place joins again, and goes on
+    /// meanwhile with what it had.
     ///
     /// # Errors
     /// See [`GroupError`].
-    pub fn run(self, shutdown: &Shutdown) -> Result<(), GroupError> {
-        self.consumer.subscribe(&[&self.topic]).map_err(|source| self.failed(source))?;
+    pub fn run(mut self, shutdown: &Shutdown) -> Result<(), GroupError> {
+        let mut lost = 0;
+        loop {
+            let joined = Instant::now();
+            let Err(error) = self.hold(shutdown) else { return Ok(()) };
+            lost = if joined.elapsed() < HELD { lost + 1 } else { 1 };
+            if !matches!(error, GroupError::NameTaken { .. }) || lost == LOST_PLACES {
+                return Err(error);
+            }
+            tracing::warn!(group = self.group, name = self.name, lost, "the place in the group was taken: joins again");
+            let division = Division { topic: self.topic.clone(), given: self.given.clone() };
+            self.consumer = client(&self.kafka, &self.group, &self.name, division)?;
+        }
+    }
+
+    /// Holds the place until shutdown, or until it is lost.
+    fn hold(&self, shutdown: &Shutdown) -> Result<(), GroupError> {
+        self.consumer.subscribe(&[&self.topic]).map_err(|source| failed(&self.group, source))?;
         while !shutdown.is_cancelled() {
             // Nothing is ever read: all that was given is paused.
             if let Some(Err(error)) = self.consumer.poll(POLL) {
@@ -93,20 +111,38 @@ impl Member {
             }
             if let Some((code, reason)) = self.consumer.client().fatal_error() {
                 return Err(match code {
-                    RDKafkaErrorCode::FencedInstanceId => GroupError::NameTaken { group: self.group, name: self.name },
+                    RDKafkaErrorCode::FencedInstanceId => {
+                        GroupError::NameTaken { group: self.group.clone(), name: self.name.clone() }
+                    }
                     code => {
                         tracing::error!(%code, reason, "the group's client failed");
-                        self.failed(KafkaError::ConsumerQueueClose(code))
+                        failed(&self.group, KafkaError::ConsumerQueueClose(code))
                     }
                 });
             }
         }
         Ok(())
     }
+}
 
-    fn failed(&self, source: KafkaError) -> GroupError {
-        GroupError::Failed { group: self.group.clone(), source }
-    }
+fn client(
+    kafka: &KafkaSettings,
+    group: &str,
+    name: &str,
+    division: Division,
+) -> Result<BaseConsumer<Division>, GroupError> {
+    kafka
+        .consumer(group, group)
+        .set("group.instance.id", name)
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", SESSION.as_millis().to_string())
+        .set("heartbeat.interval.ms", HEARTBEAT.as_millis().to_string())
+        .create_with_context(division)
+        .map_err(|source| failed(group, source))
+}
+
+fn failed(group: &str, source: KafkaError) -> GroupError {
+    GroupError::Failed { group: group.to_owned(), source }
 }
 
 /// Keeps what the group gives, and tells it.

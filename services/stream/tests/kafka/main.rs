@@ -1,4 +1,4 @@
-//! Topics and consuming, on a real broker.
+//! Topics, consuming and a place in a group, on a real broker.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::net::TcpListener;
@@ -9,8 +9,10 @@ use embedded::kafka::{KafkaChild, KafkaSettings as Broker};
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use runtime::Shutdown;
 use schemas::topic;
 use stream::consume::{Bounds, ConsumeError, PartitionConsumer};
+use stream::group::{Given, GroupError, Member};
 use stream::kafka::KafkaSettings;
 use stream::topics::{self, TopicsError};
 
@@ -96,4 +98,51 @@ async fn refuses_what_exactness_cannot_rest_on(settings: &KafkaSettings) {
         admin.alter_configs(&[config], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
         assert_eq!(topics::verify(settings).await.is_ok(), good, "retention.ms={retention}");
     }
+}
+
+type Held = tokio::task::JoinHandle<Result<(), GroupError>>;
+
+/// A process called "one", which holds its place.
+fn one(settings: &KafkaSettings, shutdown: &Shutdown) -> (Held, Given) {
+    let (member, given) = Member::new(settings, "tollgate-test", "one", topic::TOKENS).unwrap();
+    let shutdown = shutdown.clone();
+    (tokio::task::spawn_blocking(move || member.run(&shutdown)), given)
+}
+
+async fn has_all(mut given: Given) {
+    let all = Some((0..3).collect());
+    tokio::time::timeout(SOON, given.wait_for(|given| *given == all)).await.unwrap().unwrap();
+}
+
+async fn ended(held: Held) -> Result<(), GroupError> {
+    tokio::time::timeout(SOON, held).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_place_in_the_group_is_taken_back_unless_another_process_has_the_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (kafka, settings) = broker(folder.path()).await;
+    topics::ensure(&settings).await.unwrap();
+    let (shutdown, other) = (Shutdown::new(), Shutdown::new());
+    let (first, given) = one(&settings, &shutdown);
+    has_all(given).await;
+
+    // As by a request to join that was lost on the way and arrives late: it takes the place, and nobody is there.
+    {
+        let (late, given) = one(&settings, &other);
+        has_all(given).await;
+        other.trigger();
+        ended(late).await.unwrap();
+    }
+    assert!(!first.is_finished(), "it has joined again");
+
+    // Another process, which stays: the one that was there first gives up.
+    let (second, given) = one(&settings, &shutdown);
+    let said = ended(first).await.unwrap_err().to_string();
+    assert!(said.contains("another process took the name \"one\" in the group \"tollgate-test\""), "{said}");
+    has_all(given).await;
+    assert!(!second.is_finished());
+    shutdown.trigger();
+    ended(second).await.unwrap();
+    kafka.kill().await;
 }

@@ -1,8 +1,8 @@
 //! The in-flight table: running counts of open requests in shared memory, which a killed process leaves behind.
 //!
 //! A file of 512-byte slots, mapped. The first is the table's head (format, boot id, source); each other one belongs to at
-//! most one open request and holds its id, its attempt with the replica's name, and its running counts. Counts and attempt
-//! are kept twice with an index that says which copy holds: the other copy is written first, then the index flips, so a
+//! most one open request and holds its id, its attempt with the replica's name, and its running counts, or what its end
+//! settled while the disk refuses to take that. Counts and attempt are kept twice with an index that says which copy holds: the other copy is written first, then the index flips, so a
 //! reader never meets a mixture, wherever the writer was killed. All stores are plain moves (release order only keeps them
 //! in the order of the program), there is no system call. What the spool already says in the admission (tenant, key,
 //! model, endpoint, partition) is not repeated here: both outlive the process alike, and after a reboot the table is ignored.
@@ -12,6 +12,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ledger::tokens::TokenCounts;
 use uuid::Uuid;
 
 use crate::spool::disk::{Disk, Memory, replace};
@@ -29,8 +30,17 @@ const USED: usize = 0;
 const REQUEST: usize = 1; // 2 words
 const TALLY_INDEX: usize = 3;
 const ATTEMPT_INDEX: usize = 4;
-const TALLY: [usize; 2] = [8, 16]; // 4 words each
+const TALLY: [usize; 2] = [8, 16]; // 6 words each
 const ATTEMPT: [usize; 2] = [24, 40]; // number, length of the name, 8 words of name
+
+/// What an end settled that is not written yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndImage {
+    /// The total of the request.
+    pub counts: TokenCounts,
+    /// Whether it is not the engine's own last word.
+    pub estimated: bool,
+}
 
 /// What a slot said when its process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,8 +49,10 @@ pub struct SlotImage {
     pub attempt: u32,
     /// The replica's name; empty if none was chosen yet.
     pub replica: String,
-    /// The counts.
+    /// The running counts.
     pub tally: Tally,
+    /// What its end settled, if it has one.
+    pub end: Option<EndImage>,
 }
 
 /// The table of a running process.
@@ -119,7 +131,7 @@ impl Slot {
     pub fn begin(&mut self, request: Uuid) {
         let [high, low] = words_of(request);
         (self.tally, self.attempt) = (0, 0);
-        self.store(tally_stores(1, Tally::default()));
+        self.store(tally_stores(1, Tally::default(), None));
         self.store(attempt_stores(1, 0, ""));
         self.store([(REQUEST, high), (REQUEST + 1, low), (USED, 1)]);
         self.used = true;
@@ -127,10 +139,20 @@ impl Slot {
 
     /// The running counts. To be called before what they count is handed on.
     pub fn count(&mut self, tally: Tally) {
+        self.counts(tally, None);
+    }
+
+    /// What the end settled, while the disk does not take it. To be called before the end is handed on. `tally` are the running
+    /// counts.
+    pub fn end(&mut self, tally: Tally, end: EndImage) {
+        self.counts(tally, Some(end));
+    }
+
+    fn counts(&mut self, tally: Tally, end: Option<EndImage>) {
         if left_out!(TwoCopies) {
-            return self.store(tally_stores(self.tally ^ 1, tally));
+            return self.store(tally_stores(self.tally ^ 1, tally, end));
         }
-        self.store(tally_stores(self.tally, tally));
+        self.store(tally_stores(self.tally, tally, end));
         self.tally ^= 1;
     }
 
@@ -150,17 +172,42 @@ impl Drop for Slot {
     }
 }
 
-/// The stores, in order, that change the counts when copy `holds` is the one that holds.
-fn tally_stores(holds: usize, tally: Tally) -> [(usize, u64); 5] {
+/// Words of a copy of the counts that say what the end settled: none, the engine's word, or an estimate.
+const NO_END: u64 = 0;
+const END: u64 = 1;
+const ESTIMATED_END: u64 = 2;
+
+/// The stores, in order, that change the counts when copy `holds` is the one that holds. Those of an end take the place of the
+/// running ones: the input without what was cached, which has a word of its own.
+fn tally_stores(holds: usize, tally: Tally, end: Option<EndImage>) -> [(usize, u64); 7] {
     let other = (holds & 1) ^ 1;
     let at = TALLY[other];
+    let (counts, kind) = match end {
+        None => (
+            TokenCounts { input: tally.input, cached_input: 0, output: tally.output, reasoning: tally.reasoning },
+            NO_END,
+        ),
+        Some(EndImage { counts, estimated }) => (counts, if estimated { ESTIMATED_END } else { END }),
+    };
     [
         (at, tally.frames),
-        (at + 1, tally.input),
-        (at + 2, tally.output),
-        (at + 3, tally.reasoning),
+        (at + 1, counts.input),
+        (at + 2, counts.output),
+        (at + 3, counts.reasoning),
+        (at + 4, counts.cached_input),
+        (at + 5, kind),
         (TALLY_INDEX, other as u64),
     ]
+}
+
+/// What [`tally_stores`] stored from this word on.
+fn read_tally(words: &[u64]) -> (Tally, Option<EndImage>) {
+    let &[frames, input, output, reasoning, cached_input, kind, ..] = words else { return Default::default() };
+    let end = matches!(kind, END | ESTIMATED_END).then_some(EndImage {
+        counts: TokenCounts { input, cached_input, output, reasoning },
+        estimated: kind == ESTIMATED_END,
+    });
+    (Tally { frames, input, output, reasoning }, end)
 }
 
 /// The stores, in order, that change the attempt when copy `holds` is the one that holds.
@@ -201,13 +248,12 @@ pub fn read(disk: &dyn Disk, boot: Uuid, source: Uuid) -> io::Result<HashMap<Uui
         return Ok(images);
     }
     for slot in words[SLOT_WORDS..].chunks_exact(SLOT_WORDS).filter(|slot| slot[USED] == 1) {
-        let at = TALLY[(slot[TALLY_INDEX] & 1) as usize];
-        let tally = Tally { frames: slot[at], input: slot[at + 1], output: slot[at + 2], reasoning: slot[at + 3] };
+        let (tally, end) = read_tally(&slot[TALLY[(slot[TALLY_INDEX] & 1) as usize]..]);
         let at = ATTEMPT[(slot[ATTEMPT_INDEX] & 1) as usize];
         let name: Vec<u8> = slot[at + 2..at + 10].iter().flat_map(|word| word.to_ne_bytes()).collect();
         let length = (slot[at + 1] as usize).min(name.len());
         let replica = String::from_utf8_lossy(&name[..length]).into_owned();
-        let image = SlotImage { attempt: slot[at] as u32, replica, tally };
+        let image = SlotImage { attempt: slot[at] as u32, replica, tally, end };
         images.insert(Uuid::from_u64_pair(slot[REQUEST], slot[REQUEST + 1]), image);
     }
     Ok(images)
@@ -240,7 +286,7 @@ mod tests {
             slot.count(tally(n));
         }
         let images = read(&disk, BOOT, SOURCE).unwrap();
-        assert_eq!(images[&request], SlotImage { attempt: 1, replica: "b".repeat(64), tally: tally(5) });
+        assert_eq!(images[&request], SlotImage { attempt: 1, replica: "b".repeat(64), tally: tally(5), end: None });
         assert!(read(&disk, Uuid::from_u128(9), SOURCE).unwrap().is_empty());
         assert!(read(&disk, BOOT, Uuid::from_u128(9)).unwrap().is_empty());
 
@@ -253,9 +299,30 @@ mod tests {
         let images = read(&disk, BOOT, SOURCE).unwrap();
         assert_eq!(
             images[&Uuid::from_u128(4)],
-            SlotImage { attempt: 0, replica: String::new(), tally: Tally::default() }
+            SlotImage { attempt: 0, replica: String::new(), tally: Tally::default(), end: None }
         );
         drop(second);
+    }
+
+    #[test]
+    fn an_end_is_there_with_its_classes_and_the_next_request_of_the_slot_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = HostDisk::open(dir.path()).unwrap();
+        let table = Arc::new(Table::create(&disk, BOOT, SOURCE, 1).unwrap());
+        let request = Uuid::from_u128(3);
+        for (counted, estimated) in [(0, false), (1, true), (2, false)] {
+            let mut slot = table.take().unwrap();
+            slot.begin(request);
+            assert_eq!(read(&disk, BOOT, SOURCE).unwrap()[&request].end, None);
+            for n in 1..=counted {
+                slot.count(tally(n));
+                assert_eq!(read(&disk, BOOT, SOURCE).unwrap()[&request].end, None);
+            }
+            let end =
+                EndImage { counts: TokenCounts { input: 3, cached_input: 4, output: 50, reasoning: 6 }, estimated };
+            slot.end(tally(counted), end);
+            assert_eq!(read(&disk, BOOT, SOURCE).unwrap()[&request].end, Some(end));
+        }
     }
 
     #[test]
@@ -266,9 +333,9 @@ mod tests {
         let request = Uuid::from_u128(3);
         let mut slot = table.take().unwrap();
         slot.begin(request);
-        let mut before = SlotImage { attempt: 0, replica: String::new(), tally: Tally::default() };
+        let mut before = SlotImage { attempt: 0, replica: String::new(), tally: Tally::default(), end: None };
         for n in 1..6 {
-            let stores = tally_stores(slot.tally, tally(n));
+            let stores = tally_stores(slot.tally, tally(n), None);
             for cut in 0..stores.len() {
                 slot.store(stores[..cut].iter().copied());
                 assert_eq!(read(&disk, BOOT, SOURCE).unwrap()[&request], before);

@@ -43,6 +43,7 @@ without! {
     rule_02_room_for_ends: RoomForEnds in FULL gives Overfull;
     rule_03_frontier: Frontier in GATEWAYS gives Stopped | DeadLetter | Lost | Refused | Doubled | Miscounted;
     rule_04_counts_before_handing: CountBeforeHanding in GATEWAYS gives Lost;
+    rule_04_end_in_the_table: EndInTable in GATEWAYS gives Lost | Miscounted;
     rule_04_two_copies: TwoCopies in GATEWAYS gives Lost | Doubled | Miscounted;
     rule_04_slot_freed_last: SlotFreedLast in GATEWAYS gives Lost;
     rule_04_boot_of_the_table: BootOfTable in HOSTS gives Doubled | Miscounted;

@@ -227,7 +227,7 @@ fn gateway(c: &mut Chance, g: usize) -> Step {
             Step::Frame(g, nth, 1 + c.below(8) as u64, c.below(12) as u64, death)
         }
         8..10 => Step::Checkpoint(g, nth),
-        10..13 => Step::Finish(g, nth, c.below(3)),
+        10..13 => Step::Finish(g, nth, c.below(4)),
         13..15 => Step::Flush(g),
         15..18 => Step::Ship(g),
         18..21 => Step::Serve(g, c.below(3), 1 + c.below(9) as u64),
@@ -312,7 +312,7 @@ impl fmt::Display for Step {
                 write!(
                     f,
                     "gateway {g} ends open request {nth} ({})",
-                    ["engine's last word", "nothing", "cut short"][how % 3]
+                    ["engine's last word", "nothing", "cut short", "a whole answer"][how % 4]
                 )
             }
             Self::Flush(g) => write!(f, "gateway {g} syncs"),

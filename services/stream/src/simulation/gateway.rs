@@ -28,6 +28,8 @@ pub const START: i64 = 1_700_000_000_000_000;
 pub const FOREVER: (Slot, Slot) = (Slot(i64::MIN), Slot(i64::MAX));
 /// The prompt of every request.
 const INPUT: u64 = 10;
+/// The tokens of an answer that comes whole.
+const WHOLE: u64 = 7;
 
 /// Settings of a small spool.
 pub fn settings() -> SpoolSettings {
@@ -230,29 +232,34 @@ impl Gateway {
         }
     }
 
-    /// Ends the `nth` open request: with the engine's last word, with nothing, or cut short.
+    /// Ends the `nth` open request: with the engine's last word, with nothing, cut short, or with a last word of more than came
+    /// before, as that of an answer that comes whole.
     pub fn finish(&mut self, nth: usize, how: usize) {
         if self.live.is_empty() {
             return;
         }
         let Live { request, id, .. } = self.live.remove(nth % self.live.len());
-        let (input, output, reasoning) = request.counted();
-        let usage = match how % 3 {
-            0 if output + reasoning > 0 => {
-                Usage::Final(TokenCounts { input: 4, cached_input: input - 4, output, reasoning })
+        let (_, output, reasoning) = request.counted();
+        let (more, last_word) = (if how % 4 == 3 { WHOLE } else { 0 }, matches!(how % 4, 0 | 3));
+        let usage = match output + reasoning + more {
+            1.. if last_word => {
+                let (input, cached_input) = (4, INPUT - 4);
+                Usage::Final(TokenCounts { input, cached_input, output: output + more, reasoning })
             }
-            1 => Usage::Nothing,
+            _ if how % 4 == 1 => Usage::Nothing,
             _ => Usage::Running,
         };
+        let truth = self.truth.get_mut(&id).unwrap();
+        if more > 0 {
+            (truth.stored, truth.input) = (output + reasoning + more, INPUT);
+        }
         let finished = request.finish(finish(usage));
         if self.disk.is_dead() || finished.lost {
             return;
         }
-        let truth = self.truth.get_mut(&id).unwrap();
-        // An end that the disk refused is the table's after a kill.
-        if !finished.delayed {
-            (truth.ended, truth.ended_at) = (Some(finished.settled.counts), Some(finished.position));
-        }
+        truth.handed += more;
+        truth.ended = Some(finished.settled.counts);
+        truth.ended_at = Some(finished.position).filter(|_| !finished.delayed);
     }
 
     /// Syncs, and tries again what a full disk refused.

@@ -21,6 +21,8 @@ pub enum Rule {
     Frontier,
     /// 4: counts are stored before what they count is handed on.
     CountBeforeHanding,
+    /// 4: what an end settled is stored before it is handed on, where the disk refuses it.
+    EndInTable,
     /// 4: counts are kept twice, with an index that flips.
     TwoCopies,
     /// 4: a slot is freed after the last frame is written.

@@ -272,11 +272,12 @@ fn finish_lost(
     image: Option<&SlotImage>,
 ) -> Result<LostRequest, OpenError> {
     let (progress_attempt, progress_replica, billed) = entry.progress.clone().unwrap_or_default();
-    let (attempt, replica, tally) = match image {
-        Some(image) => (image.attempt, image.replica.clone(), image.tally),
-        None => (progress_attempt, progress_replica, billed),
+    let (attempt, replica, tally, end) = match image {
+        Some(image) => (image.attempt, image.replica.clone(), image.tally, image.end),
+        None => (progress_attempt, progress_replica, billed, None),
     };
-    let settled = settle(Usage::Running, tally, billed);
+    let mut settled = settle(end.map_or(Usage::Running, |end| Usage::Final(end.counts)), tally, billed);
+    settled.estimated |= end.is_some_and(|end| end.estimated);
     let closing = Closing {
         admission: Arc::clone(&entry.admission),
         attempt,

@@ -14,7 +14,7 @@ use super::close::{Admission, Closing, Count, Finish, Settled, Usage, close, cou
 use super::draft::{AppendError, Draft};
 use super::frame::{Entry, Position, Tally};
 use super::log::Guard;
-use crate::inflight::Slot;
+use crate::inflight::{EndImage, Slot};
 use crate::spend::Amount;
 
 /// Why a request was not let in. The plan says whether it is then refused or served at a counted loss.
@@ -62,8 +62,8 @@ pub struct Finished {
     pub billed_before: TokenCounts,
     /// The end of the closing frame. If `delayed`, nothing durable stands for it yet.
     pub position: Position,
-    /// True if the disk refused the closing frame: it is kept in memory and the in-flight table, and tried again. A crash
-    /// of the process finishes the request as `gateway_lost` with the counts of the table.
+    /// True if the disk refused the closing frame: it is kept in memory, its counts in the in-flight table, and it is tried
+    /// again. A crash of the process finishes the request as `gateway_lost` with the counts that were settled.
     pub delayed: bool,
     /// True if nothing will ever stand for it: it was served unmetered, and there was no room for its end either.
     pub lost: bool,
@@ -383,7 +383,7 @@ impl OpenRequest {
         let settled = closing.settled;
         let finished = |position| Finished { settled, billed_before, position, delayed: false, lost: false, ticket: 0 };
         let spool = &self.spool;
-        let slot = Some(slot).filter(|_| !left_out!(SlotFreedLast));
+        let mut slot = Some(slot).filter(|_| !left_out!(SlotFreedLast));
         let (mut state, result) = spool.append_closing(spool.0.log.lock(), &closing);
         match result {
             // The slot is freed after the frame was written, at the end of this function.
@@ -394,6 +394,10 @@ impl OpenRequest {
             Err(error) if error.is_passing() => {
                 tracing::error!(request = %self.admission.request_id, %error, "the end of a request could not be written; trying again");
                 spool.0.disk_errors.fetch_add(1, Ordering::Relaxed);
+                // The answer may go out before the disk takes its end.
+                if let Some(slot) = slot.as_mut().filter(|_| settled.answered && !left_out!(EndInTable)) {
+                    slot.end(self.tally, EndImage { counts: settled.counts, estimated: settled.estimated });
+                }
                 let counts = settled.counts.since(billed_before).unwrap_or_default();
                 let amount = Amount { counts, requests: u64::from(settled.answered) };
                 let at = Micros(spool.0.clock.now());

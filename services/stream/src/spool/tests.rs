@@ -402,6 +402,28 @@ async fn the_durability_of_the_host_waits_for_the_disk_a_late_end_included() {
     assert_eq!(spool.total_spend(&tenant, FOREVER.0, FOREVER.1).requests, 2, "a kill finishes it from the table");
 }
 
+#[test]
+fn an_answer_that_was_never_counted_on_the_way_is_billed_whole_although_the_disk_refuses_its_end() {
+    let counts = TokenCounts { input: 5, cached_input: 6, output: 70, reasoning: 8 };
+    for (usage, settled) in [
+        (Usage::Final(counts), Settled { counts, answered: true, estimated: false }),
+        (Usage::Nothing, Settled { counts: TokenCounts::default(), answered: false, estimated: false }),
+    ] {
+        let disk = SimDisk::new();
+        let Opened { spool, .. } = open(&disk, BOOT, &settings(), &clock()).unwrap();
+        let mut request = spool.admit(admission(1, "a")).unwrap();
+        request.attempt(0, "replica-1");
+        disk.set_room(Some(disk.used()));
+        let finished = request.finish(finish(usage));
+        assert_eq!((finished.delayed, finished.settled), (true, settled), "the client has it now");
+        disk.kill();
+        let disk = disk.after_kill();
+        disk.set_room(None);
+        let Opened { recovery, .. } = open(&disk, BOOT, &settings(), &clock()).unwrap();
+        assert_eq!(recovery.lost.iter().map(|lost| lost.settled).collect::<Vec<_>>(), [settled]);
+    }
+}
+
 #[tokio::test]
 async fn a_late_end_is_settled_once_it_is_written_and_durable() {
     let (disk, clock) = (SimDisk::new(), clock());

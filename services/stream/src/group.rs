@@ -2,6 +2,7 @@
 //! through it, no offset is committed for it, and two members that work on one partition for a while do no harm.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
@@ -76,7 +77,7 @@ impl Member {
     /// [`GroupError::Failed`] when the settings make no client.
     pub fn new(kafka: &KafkaSettings, group: &str, name: &str, topic: &str) -> Result<(Self, Given), GroupError> {
         let (given, partitions) = watch::channel(None);
-        let consumer = client(kafka, group, name, Division { topic: topic.to_owned(), given: given.clone() })?;
+        let consumer = client(kafka, group, name, Division::new(topic, &given))?;
         let (group, name, topic) = (group.to_owned(), name.to_owned(), topic.to_owned());
         Ok((Self { kafka: kafka.clone(), group, name, topic, given, consumer }, partitions))
     }
@@ -96,8 +97,7 @@ impl Member {
                 return Err(error);
             }
             tracing::warn!(group = self.group, name = self.name, lost, "the place in the group was taken: joins again");
-            let division = Division { topic: self.topic.clone(), given: self.given.clone() };
-            self.consumer = client(&self.kafka, &self.group, &self.name, division)?;
+            self.consumer = client(&self.kafka, &self.group, &self.name, Division::new(&self.topic, &self.given))?;
         }
     }
 
@@ -148,12 +148,25 @@ fn failed(group: &str, source: KafkaError) -> GroupError {
 /// Keeps what the group gives, and tells it.
 struct Division {
     topic: String,
+    /// What the group gave this client. The client itself is not asked: while it closes, it may never answer.
+    has: Mutex<BTreeSet<i32>>,
     given: watch::Sender<Option<BTreeSet<i32>>>,
 }
 
 impl Division {
+    fn new(topic: &str, given: &watch::Sender<Option<BTreeSet<i32>>>) -> Self {
+        Self { topic: topic.to_owned(), has: Mutex::default(), given: given.clone() }
+    }
+
     fn of(&self, list: &TopicPartitionList) -> BTreeSet<i32> {
         list.elements().iter().filter(|place| place.topic() == self.topic).map(|place| place.partition()).collect()
+    }
+
+    /// Adds what was given, or removes what was taken, and gives what there is now.
+    fn changed(&self, is_given: bool, change: &BTreeSet<i32>) -> BTreeSet<i32> {
+        let mut has = self.has.lock().unwrap_or_else(PoisonError::into_inner);
+        *has = if is_given { &*has | change } else { &*has - change };
+        has.clone()
     }
 }
 
@@ -169,17 +182,18 @@ impl ConsumerContext for Division {
         let change = self.of(list);
         // Away from Kafka for longer than its session: nobody has said that others work on it, and if they do, no harm is done.
         let lost = consumer.assignment_lost();
-        let done = match (event, cooperative) {
-            (RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, true) => consumer.incremental_assign(list),
-            (RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS, false) => consumer.assign(list),
-            (_, true) => consumer.incremental_unassign(list),
-            (_, false) => consumer.unassign(),
+        let is_given = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let done = match (is_given, cooperative) {
+            (true, true) => consumer.incremental_assign(list),
+            (true, false) => consumer.assign(list),
+            (false, true) => consumer.incremental_unassign(list),
+            (false, false) => consumer.unassign(),
         };
         if let Err(error) = done {
             tracing::warn!(%error, "what the group gave was not taken");
         }
-        let has = consumer.assignment().map(|all| self.of(&all)).unwrap_or_default();
-        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+        let has = self.changed(is_given, &change);
+        if is_given {
             if let Err(error) = consumer.pause(list) {
                 tracing::warn!(%error, "what the group gave was not paused");
             }

@@ -23,12 +23,15 @@ pub enum Fault {
     CrashAfter,
 }
 
+/// A copy of a file is a count, until one of both is written.
+type Bytes = Arc<Vec<u8>>;
+
 #[derive(Debug, Default)]
 struct Content {
     /// What a process of this host sees.
-    cached: Vec<u8>,
+    cached: Bytes,
     /// What is certain to be there after the host crashed.
-    durable: Vec<u8>,
+    durable: Bytes,
     /// These bytes will never be durable, since a sync that covered them failed, unless they are written again.
     forsaken: Range<usize>,
     memory: Option<Arc<SimMemory>>,
@@ -168,7 +171,7 @@ impl SimDisk {
         for id in names.values() {
             let Some(content) = inner.contents.get(id) else { continue };
             let cached = content.current();
-            let mut bytes = content.durable.clone();
+            let mut bytes = content.durable.to_vec();
             if content.memory.is_some() && bytes.len() == cached.len() {
                 // Mapped pages are written back whenever the kernel likes.
                 for (old, new) in bytes.chunks_mut(8).zip(cached.chunks(8)).filter(|(old, new)| old != new) {
@@ -189,6 +192,7 @@ impl SimDisk {
                     bytes[from..to].fill(0);
                 }
             }
+            let bytes = Arc::new(bytes);
             contents.insert(*id, Content { durable: bytes.clone(), cached: bytes, forsaken: 0..0, memory: None });
         }
         Self(Arc::new(Mutex::new(Inner {
@@ -212,7 +216,7 @@ impl SimDisk {
     /// The bytes of a file as a process sees them.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         let inner = self.lock();
-        inner.contents.get(inner.names.get(name)?).map(Content::current)
+        inner.contents.get(inner.names.get(name)?).map(|content| content.current().to_vec())
     }
 
     /// Changes the bytes of a file behind everybody's back.
@@ -220,7 +224,7 @@ impl SimDisk {
         let mut inner = self.lock();
         let Some(id) = inner.names.get(name).copied() else { return };
         if let Some(content) = inner.contents.get_mut(&id) {
-            change(&mut content.cached);
+            change(Arc::make_mut(&mut content.cached));
             content.durable = content.cached.clone();
         }
     }
@@ -262,10 +266,12 @@ impl SimDisk {
 }
 
 impl Content {
-    fn current(&self) -> Vec<u8> {
+    fn current(&self) -> Bytes {
         match &self.memory {
             None => self.cached.clone(),
-            Some(memory) => memory.0.iter().flat_map(|word| word.load(Ordering::Acquire).to_ne_bytes()).collect(),
+            Some(memory) => {
+                Arc::new(memory.0.iter().flat_map(|word| word.load(Ordering::Acquire).to_ne_bytes()).collect())
+            }
         }
     }
 }
@@ -326,11 +332,12 @@ impl SimFile {
     fn put(inner: &mut Inner, id: u64, bytes: &[u8], offset: u64) {
         if let Some(content) = inner.contents.get_mut(&id) {
             let end = offset as usize + bytes.len();
-            if content.cached.len() == offset as usize {
-                content.cached.extend_from_slice(bytes);
+            let cached = Arc::make_mut(&mut content.cached);
+            if cached.len() == offset as usize {
+                cached.extend_from_slice(bytes);
             } else {
-                content.cached.resize(content.cached.len().max(end), 0);
-                content.cached[offset as usize..end].copy_from_slice(bytes);
+                cached.resize(cached.len().max(end), 0);
+                cached[offset as usize..end].copy_from_slice(bytes);
             }
             // Written again, it is as good as new.
             if offset as usize <= content.forsaken.start {
@@ -387,7 +394,7 @@ impl DiskFile for SimFile {
                 // What a failed sync gave up stays lost, although this one succeeds.
                 let (from, to) = (content.forsaken.start, content.forsaken.end.min(durable.len()));
                 if from < to {
-                    durable[from..to].fill(0);
+                    Arc::make_mut(&mut durable)[from..to].fill(0);
                 }
                 content.durable = durable;
             }

@@ -11,13 +11,16 @@ use promises::tenants::usable_at;
 use promises::traffic::Dice;
 use promises::wait::until;
 
-use crate::fault::Fault;
+use crate::fault::{Fault, Part};
 use crate::topics::reset;
 use crate::world::{SOON, World};
 
 impl World {
     pub(crate) async fn strike(&self, fault: Fault, dice: &mut Dice) {
         let system = &self.system;
+        if fault.parts().contains(&Part::Broker) {
+            self.broker_runs().await;
+        }
         match fault {
             Fault::Gateway => {
                 system.kill(Role::Gateway);
@@ -112,13 +115,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(500 + dice.below(4_000))).await;
                 self.on_host(disk, |host| host.sync = Duration::ZERO);
             }
-            Fault::BrokerFull => {
-                self.without_room(BROKER, dice).await;
-                if !system.kafka_runs() {
-                    system.kill_kafka().await;
-                    system.start_kafka().await;
-                }
-            }
+            Fault::BrokerFull => self.without_room(BROKER, dice).await,
             Fault::ClickHouseFull => {
                 self.without_room(CLICKHOUSE, dice).await;
                 // A part of which a file stayed empty is set aside when the engine starts, and only then.
@@ -126,6 +123,14 @@ impl World {
                 system.start_clickhouse().await;
             }
             Fault::OffsetsReset => self.offsets_reset(dice).await,
+        }
+    }
+
+    /// A broker whose disk was full ends itself, at once or half a minute later: whoever runs it starts it again.
+    pub(crate) async fn broker_runs(&self) {
+        if !self.system.kafka_runs() {
+            self.system.kill_kafka().await;
+            self.system.start_kafka().await;
         }
     }
 

@@ -147,6 +147,19 @@ impl World {
     /// Everything comes back by itself, and every figure is what was seen. What died for a while is there again: its spool has
     /// to be shipped by somebody.
     pub(crate) async fn settle(&self) {
+        let watched = async {
+            loop {
+                self.broker_runs().await;
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = self.comes_to_rest() => {}
+            () = watched => {}
+        }
+    }
+
+    async fn comes_to_rest(&self) {
         if !self.second_gateway.get() && self.system.dir().join("second-spool").exists() {
             self.other_gateway().await;
         }

@@ -8,6 +8,7 @@ mod dead_letters;
 mod dev;
 mod doctor;
 mod embedded_servers;
+mod memory;
 mod migrate;
 mod over_log;
 mod rebuild;
@@ -28,6 +29,9 @@ use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
+    if matches!(command, Command::Fold(_) | Command::Rebuild(_)) {
+        memory::keep_what_is_freed();
+    }
     // dev binds its children to the thread that starts them, so it has only the main thread.
     let mut builder = match command {
         Command::Dev(_) => tokio::runtime::Builder::new_current_thread(),

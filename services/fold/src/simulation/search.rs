@@ -54,6 +54,7 @@ fn play(
     leave_out(rule);
     let mut world = World::new(*scenario);
     world.story = story.take();
+    world.put_back_ms = actions.iter().map(|action| action.step.puts_clock_back_ms()).sum();
     let played = catch_unwind(AssertUnwindSafe(|| {
         actions.iter().try_for_each(|action| world.act(action))?;
         world.settle(rule)

@@ -65,6 +65,16 @@ pub(super) enum Step {
     Pass(u64),
 }
 
+impl Step {
+    /// How far it puts ClickHouse's clock back.
+    pub(super) fn puts_clock_back_ms(self) -> u64 {
+        match self {
+            Self::EngineClock(by) => u64::try_from(-by).unwrap_or(0),
+            _ => 0,
+        }
+    }
+}
+
 /// What somebody else may write.
 const GARBAGE: [&str; 5] = [
     "no event",

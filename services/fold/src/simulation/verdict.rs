@@ -86,8 +86,9 @@ pub(super) fn reference(world: &World, p: usize) -> Result<Reference, Failure> {
         match step.outcome {
             Outcome::Folded(event) => {
                 let envelope = event.envelope();
-                if found.line.sources.get(&envelope.source).is_some_and(|state| envelope.occurred_at < state.watermark)
-                {
+                let promised = found.line.sources.get(&envelope.source).map(|state| state.watermark);
+                // A volume that is restored ends what its copy held open, at the time of the copy.
+                if promised.is_some_and(|promised| envelope.occurred_at < promised) && !world.was_restored() {
                     return Err(Failure::new(Kind::Watermark, format!("{event:?} is earlier than promised")));
                 }
                 ids.insert((envelope.source, envelope.seq.unsigned_abs()), envelope.event_id);
@@ -173,9 +174,14 @@ impl World {
         }
     }
 
+    /// Whether a volume was lost, or restored from a copy.
+    fn was_restored(&self) -> bool {
+        self.gateways.iter().flat_map(|gateway| gateway.truth.values()).any(|truth| truth.loose)
+    }
+
     /// Dead letters are what somebody else wrote, and what a restored volume numbers anew; each has its copy.
     fn check_dead(&self, partition: i32, reference: &Reference) -> Result<(), Failure> {
-        let restored = self.gateways.iter().flat_map(|gateway| gateway.truth.values()).any(|truth| truth.loose);
+        let restored = self.was_restored();
         for (offset, reason) in &reference.dead {
             let expected = self.garbage.contains(&(partition, *offset)) || (restored && reason == SEQ_CONFLICT);
             if !expected {

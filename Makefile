@@ -8,7 +8,7 @@ help:
 	@echo 'make dev     builds and starts everything on this machine (Ctrl-C stops it, the data stays in .tollgate)'
 	@echo 'make test    runs every test, with real Kafka and ClickHouse processes'
 	@echo 'make test-vllm   drives the real vLLM behind the gateway (fetches its CPU build: 6 GB)'
-	@echo 'make test-faults  kills, stops, restores and doubles every part at random, a thousand times (hours)'
+	@echo 'make test-faults  kills, stops, restores and doubles every part at random, a thousand times (an hour)'
 	@echo 'make simulate   searches the protocol for an order of faults that breaks it (minutes)'
 	@echo 'make lint    formatting, clippy and documentation, as the checks of a change run them'
 	@echo 'make check-alerts   checks the rules for Prometheus, with promtool'
@@ -47,7 +47,7 @@ test-vllm: setup
 	$(CARGO) build --locked --package tollgate
 	$(CARGO) test --locked --package promises --test vllm -- --nocapture $(ARGS)
 
-# Hours: how many is not measured since faults overlap. A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
+# An hour: twenty faults a minute on two processors. A shorter one: FAULTS=60 make test-faults. The same faults again: SEED=7 make test-faults
 test-faults: setup
 	$(CARGO) build --locked --package tollgate
 	FAULTS=$${FAULTS:-1000} $(CARGO) test --locked --package promises --test rig -- --nocapture --test-threads 1 $(ARGS)

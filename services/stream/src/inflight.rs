@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ledger::tokens::TokenCounts;
 use uuid::Uuid;
 
+use crate::spool::Settled;
 use crate::spool::disk::{Disk, Memory, replace};
 use crate::spool::frame::Tally;
 
@@ -33,15 +34,6 @@ const ATTEMPT_INDEX: usize = 4;
 const TALLY: [usize; 2] = [8, 16]; // 6 words each
 const ATTEMPT: [usize; 2] = [24, 40]; // number, length of the name, 8 words of name
 
-/// What an end settled that is not written yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EndImage {
-    /// The total of the request.
-    pub counts: TokenCounts,
-    /// Whether it is not the engine's own last word.
-    pub estimated: bool,
-}
-
 /// What a slot said when its process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotImage {
@@ -51,8 +43,8 @@ pub struct SlotImage {
     pub replica: String,
     /// The running counts.
     pub tally: Tally,
-    /// What its end settled, if it has one.
-    pub end: Option<EndImage>,
+    /// What its end settled, if it has one that was answered.
+    pub end: Option<Settled>,
 }
 
 /// The table of a running process.
@@ -142,13 +134,13 @@ impl Slot {
         self.counts(tally, None);
     }
 
-    /// What the end settled, while the disk does not take it. To be called before the end is handed on. `tally` are the running
-    /// counts.
-    pub fn end(&mut self, tally: Tally, end: EndImage) {
+    /// What the end of an answered request settled, while the disk does not take it. To be called before the end is handed on.
+    /// `tally` are the running counts.
+    pub fn end(&mut self, tally: Tally, end: Settled) {
         self.counts(tally, Some(end));
     }
 
-    fn counts(&mut self, tally: Tally, end: Option<EndImage>) {
+    fn counts(&mut self, tally: Tally, end: Option<Settled>) {
         if left_out!(TwoCopies) {
             return self.store(tally_stores(self.tally ^ 1, tally, end));
         }
@@ -179,7 +171,7 @@ const ESTIMATED_END: u64 = 2;
 
 /// The stores, in order, that change the counts when copy `holds` is the one that holds. Those of an end take the place of the
 /// running ones: the input without what was cached, which has a word of its own.
-fn tally_stores(holds: usize, tally: Tally, end: Option<EndImage>) -> [(usize, u64); 7] {
+fn tally_stores(holds: usize, tally: Tally, end: Option<Settled>) -> [(usize, u64); 7] {
     let other = (holds & 1) ^ 1;
     let at = TALLY[other];
     let (counts, kind) = match end {
@@ -187,7 +179,7 @@ fn tally_stores(holds: usize, tally: Tally, end: Option<EndImage>) -> [(usize, u
             TokenCounts { input: tally.input, cached_input: 0, output: tally.output, reasoning: tally.reasoning },
             NO_END,
         ),
-        Some(EndImage { counts, estimated }) => (counts, if estimated { ESTIMATED_END } else { END }),
+        Some(Settled { counts, estimated, .. }) => (counts, if estimated { ESTIMATED_END } else { END }),
     };
     [
         (at, tally.frames),
@@ -201,10 +193,11 @@ fn tally_stores(holds: usize, tally: Tally, end: Option<EndImage>) -> [(usize, u
 }
 
 /// What [`tally_stores`] stored from this word on.
-fn read_tally(words: &[u64]) -> (Tally, Option<EndImage>) {
+fn read_tally(words: &[u64]) -> (Tally, Option<Settled>) {
     let &[frames, input, output, reasoning, cached_input, kind, ..] = words else { return Default::default() };
-    let end = matches!(kind, END | ESTIMATED_END).then_some(EndImage {
+    let end = matches!(kind, END | ESTIMATED_END).then_some(Settled {
         counts: TokenCounts { input, cached_input, output, reasoning },
+        answered: true,
         estimated: kind == ESTIMATED_END,
     });
     (Tally { frames, input, output, reasoning }, end)
@@ -271,6 +264,13 @@ mod tests {
         Tally { frames: n, input: 7, output: 10 * n, reasoning: 100 * n }
     }
 
+    fn one_slot() -> (tempfile::TempDir, HostDisk, Arc<Table>) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = HostDisk::open(dir.path()).unwrap();
+        let table = Arc::new(Table::create(&disk, BOOT, SOURCE, 1).unwrap());
+        (dir, disk, table)
+    }
+
     #[test]
     fn what_is_stored_is_there_for_the_same_boot_and_source_only() {
         let dir = tempfile::tempdir().unwrap();
@@ -306,9 +306,7 @@ mod tests {
 
     #[test]
     fn an_end_is_there_with_its_classes_and_the_next_request_of_the_slot_has_none() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = HostDisk::open(dir.path()).unwrap();
-        let table = Arc::new(Table::create(&disk, BOOT, SOURCE, 1).unwrap());
+        let (_dir, disk, table) = one_slot();
         let request = Uuid::from_u128(3);
         for (counted, estimated) in [(0, false), (1, true), (2, false)] {
             let mut slot = table.take().unwrap();
@@ -318,8 +316,11 @@ mod tests {
                 slot.count(tally(n));
                 assert_eq!(read(&disk, BOOT, SOURCE).unwrap()[&request].end, None);
             }
-            let end =
-                EndImage { counts: TokenCounts { input: 3, cached_input: 4, output: 50, reasoning: 6 }, estimated };
+            let end = Settled {
+                counts: TokenCounts { input: 3, cached_input: 4, output: 50, reasoning: 6 },
+                answered: true,
+                estimated,
+            };
             slot.end(tally(counted), end);
             assert_eq!(read(&disk, BOOT, SOURCE).unwrap()[&request].end, Some(end));
         }
@@ -327,9 +328,7 @@ mod tests {
 
     #[test]
     fn killed_between_any_two_stores_the_old_or_the_new_counts_are_read_never_a_mixture() {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = HostDisk::open(dir.path()).unwrap();
-        let table = Arc::new(Table::create(&disk, BOOT, SOURCE, 1).unwrap());
+        let (_dir, disk, table) = one_slot();
         let request = Uuid::from_u128(3);
         let mut slot = table.take().unwrap();
         slot.begin(request);

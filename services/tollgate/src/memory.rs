@@ -5,15 +5,14 @@
 /// before there are threads. Another allocator than glibc's does as it likes.
 pub(crate) fn keep_what_is_freed() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    for (parameter, value) in
-        [(libc::M_MMAP_THRESHOLD, KEPT), (libc::M_TRIM_THRESHOLD, KEPT), (libc::M_ARENA_MAX, ARENAS)]
     {
-        // SAFETY: mallopt takes two numbers. One that it does not take leaves it as it was.
-        unsafe { libc::mallopt(parameter, value) };
+        const KEPT: libc::c_int = 512 << 20;
+        const ARENAS: libc::c_int = 4;
+        for (parameter, value) in
+            [(libc::M_MMAP_THRESHOLD, KEPT), (libc::M_TRIM_THRESHOLD, KEPT), (libc::M_ARENA_MAX, ARENAS)]
+        {
+            // SAFETY: mallopt takes two numbers. One that it does not take leaves it as it was.
+            unsafe { libc::mallopt(parameter, value) };
+        }
     }
 }
-
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const KEPT: libc::c_int = 512 << 20;
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const ARENAS: libc::c_int = 4;

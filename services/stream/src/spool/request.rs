@@ -14,7 +14,7 @@ use super::close::{Admission, Closing, Count, Finish, Settled, Usage, close, cou
 use super::draft::{AppendError, Draft};
 use super::frame::{Entry, Position, Tally};
 use super::log::Guard;
-use crate::inflight::{EndImage, Slot};
+use crate::inflight::Slot;
 use crate::spend::Amount;
 
 /// Why a request was not let in. The plan says whether it is then refused or served at a counted loss.
@@ -396,7 +396,7 @@ impl OpenRequest {
                 spool.0.disk_errors.fetch_add(1, Ordering::Relaxed);
                 // The answer may go out before the disk takes its end.
                 if let Some(slot) = slot.as_mut().filter(|_| settled.answered && !left_out!(EndInTable)) {
-                    slot.end(self.tally, EndImage { counts: settled.counts, estimated: settled.estimated });
+                    slot.end(self.tally, settled);
                 }
                 let counts = settled.counts.since(billed_before).unwrap_or_default();
                 let amount = Amount { counts, requests: u64::from(settled.answered) };

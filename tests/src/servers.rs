@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use embedded::clickhouse::{ClickHouseChild, ClickHouseSettings, library_in};
+use embedded::clickhouse::{ClickHouseChild, ClickHouseError, ClickHouseSettings, library_in};
 use embedded::kafka::{KafkaChild, KafkaSettings};
 
 use crate::host::{BROKER, CLICKHOUSE, Hosts};
@@ -82,11 +82,20 @@ impl System {
 
     /// Starts ClickHouse again on what it kept.
     pub async fn start_clickhouse(&self) {
+        self.try_start_clickhouse().await.expect("ClickHouse");
+    }
+
+    /// The same, where it may not start on what it kept.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub async fn try_start_clickhouse(&self) -> Result<(), ClickHouseError> {
         let settings = &self.servers.clickhouse_settings;
         let mut command = settings.command(binary());
         command.envs(self.servers.hosts.iter().flat_map(|hosts| hosts.variables(CLICKHOUSE)));
-        let child = ClickHouseChild::start(settings, command).await.expect("ClickHouse");
+        let child = ClickHouseChild::start(settings, command).await?;
         *locked(&self.servers.clickhouse) = Some(child);
+        Ok(())
     }
 
     /// kill -9 of ClickHouse.

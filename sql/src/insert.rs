@@ -16,8 +16,9 @@ const SEND_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the answer may take: more than ClickHouse gives itself, so that it says why.
 const END_DEADLINE: Duration = Duration::from_secs(45);
 
-/// What keeps a chunk in one block and one part. `max_partitions_per_insert_block` refuses one that would be two.
-const SETTINGS: [(&str, &str); 9] = [
+/// What keeps a chunk in one block and one part. `max_partitions_per_insert_block` refuses one that would be two. A disk with less than
+/// a gibibyte of room is written nothing: ClickHouse says yes to parts that a full disk cut short, and forgets tokens.
+const SETTINGS: [(&str, &str); 10] = [
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),
     ("max_execution_time", "30"),
@@ -25,6 +26,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("max_insert_block_size_bytes", "0"),
     ("max_insert_threads", "1"),
     ("max_partitions_per_insert_block", "1"),
+    ("min_free_disk_bytes_to_perform_insert", "1073741824"),
     ("min_insert_block_size_rows", "10000000"),
     ("min_insert_block_size_bytes", "1000000000"),
 ];

@@ -1,4 +1,4 @@
-// What the host does to one process, as a file says it: a clock that steps, a disk whose syncs are slow, one without room.
+// What the host does to one process, as a file says it: a clock that steps, a disk whose syncs are slow, one with little room or none.
 // Loaded before the C library. The file is mapped, so that it changes while the process runs.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/time.h>
 #include <sys/uio.h>
 #include <threads.h>
@@ -20,8 +21,11 @@
 struct told {
     int64_t clock_seconds;
     int64_t sync_micros;
-    int64_t full;
+    int64_t room;
 };
+
+// The room that a disk has; without a word all that it really has.
+enum { ENOUGH, LITTLE, NONE };
 
 static const volatile struct told nothing;
 static const volatile struct told *told = &nothing;
@@ -108,10 +112,21 @@ OWN int fdatasync(int file) {
     return real(file);
 }
 
+// So much is little.
+static const fsblkcnt_t LITTLE_BYTES = 64 << 20;
+
+OWN int statvfs(const char *restrict path, struct statvfs *restrict what) {
+    REAL(statvfs);
+    int error = real(path, what);
+    if (!error && told->room != ENOUGH)
+        what->f_bfree = what->f_bavail = told->room == LITTLE ? LITTLE_BYTES / what->f_frsize : 0;
+    return error;
+}
+
 // Files have no room; sockets and pipes need none.
 static int no_room(int file) {
     struct stat what;
-    if (!told->full || fstat(file, &what) || !S_ISREG(what.st_mode))
+    if (told->room != NONE || fstat(file, &what) || !S_ISREG(what.st_mode))
         return 0;
     errno = ENOSPC;
     return 1;

@@ -1,4 +1,4 @@
-//! The hosts of the processes of a system: each has a clock that can step, and a disk that can be slow or full.
+//! The hosts of the processes of a system: each has a clock that can step, and a disk that can be slow, almost full or full.
 //!
 //! A small library in front of the C library (`host.c`, built by the C compiler that building Tollgate needs anyway) asks a file
 //! what the host does. The ClickHouse engine brings a clock of its own, which is not reached.
@@ -13,6 +13,18 @@ pub const BROKER: &str = "broker";
 /// The host that ClickHouse is on. A role is on the one of its name.
 pub const CLICKHOUSE: &str = "clickhouse";
 
+/// The room of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Room {
+    /// What it really has.
+    #[default]
+    Enough,
+    /// 64 MiB, as it says; what is written finds room.
+    Little,
+    /// None, as it says: each write to a file fails with `ENOSPC`.
+    None,
+}
+
 /// What a host does to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Host {
@@ -20,8 +32,8 @@ pub struct Host {
     pub clock_seconds: i64,
     /// How much longer each sync of a file takes.
     pub sync: Duration,
-    /// Whether files have no room: each write to one fails with `ENOSPC`.
-    pub full: bool,
+    /// The room of its disk. Java asks for it in a way that is not reached.
+    pub room: Room,
 }
 
 /// See the module.
@@ -67,7 +79,7 @@ impl Hosts {
     /// From now on, for a process that runs too.
     pub(crate) fn turn(&self, name: &str, host: Host) {
         let sync = i64::try_from(host.sync.as_micros()).expect("not for ever");
-        let told = [host.clock_seconds, sync, i64::from(host.full)].map(i64::to_ne_bytes).concat();
+        let told = [host.clock_seconds, sync, host.room as i64].map(i64::to_ne_bytes).concat();
         let path = self.dir.join(name);
         let file = std::fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).expect("a file");
         file.write_all_at(&told, 0).expect("its few bytes");

@@ -54,7 +54,7 @@ pub fn binary() -> PathBuf {
     binary
 }
 
-/// A running system. Dropping it kills every process of it.
+/// A running system. Dropping it kills every process of it; what it held stays where a test failed.
 #[derive(Debug)]
 pub struct System {
     ports: BTreeMap<Role, u16>,
@@ -348,6 +348,10 @@ impl System {
 impl Drop for System {
     fn drop(&mut self) {
         let failed = std::thread::panicking();
+        if failed {
+            self.dir.disable_cleanup(true);
+            eprintln!("what the system held stays in {}", self.dir.path().display());
+        }
         for (role, child) in locked(&self.roles).iter_mut() {
             // It may have ended by itself.
             let _ = child.kill();

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use promises::figures::execute;
+use promises::host::{CLICKHOUSE, Host, Room};
 use promises::system::{ADMIN, Role, System};
 use promises::traffic::{Planned, Seen, plan, run};
 use promises::wait::until;
@@ -157,6 +158,24 @@ async fn two_folds_at_once_count_once_although_their_data_are_dropped_and_restor
         seen.extend(wave(&mut system, &keys, plan(60, keys.len(), seed), blow).await);
     }
     system.ready(Role::SecondFold).await;
+    check_all(&mut system, &seen).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clickhouse_is_written_nothing_while_its_disk_is_almost_full() {
+    let mut system = System::parts_on_hosts(0, |_| {}).await;
+    system.start_all(&Role::ALL).await;
+    let keys = shop(&system).await;
+    system.turn_host(CLICKHOUSE, Host { room: Room::Little, ..Host::default() });
+    let seen = run(&system.client, &system.url(Role::Gateway, ""), &keys, plan(60, keys.len(), 10), 16).await;
+    until("the fold to say why it does not go on", Duration::from_secs(180), async || {
+        let ready = system.client.get(&system.url(Role::Fold, "/readyz"), None).await.unwrap();
+        let said = String::from_utf8_lossy(&ready.body).into_owned();
+        if said.contains("enough free space") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    assert!(system.raw().await.is_empty(), "nothing was written");
+    system.turn_host(CLICKHOUSE, Host::default());
     check_all(&mut system, &seen).await;
 }
 

@@ -135,9 +135,9 @@ pub(crate) struct Deck {
 }
 
 impl Deck {
-    /// Those whose name has `only` in it.
+    /// Those whose name has one of the words of `only` in it, which stand between bars.
     pub(crate) fn of(only: &str) -> Self {
-        let some = ALL.into_iter().filter(|(fault, _)| fault.name().contains(only));
+        let some = ALL.into_iter().filter(|(fault, _)| only.split('|').any(|word| fault.name().contains(word)));
         let cards: Vec<Fault> = some.flat_map(|(fault, weight)| std::iter::repeat_n(fault, weight)).collect();
         assert!(!cards.is_empty(), "no fault is called {only:?}");
         Self { cards, left: Vec::new() }

@@ -3,7 +3,7 @@
 //! aggregates, the balances, the usage API and the invoice previews are the same.
 //!
 //! `FAULTS=200 SEED=7 make test-faults` draws so many, a thousand without; the same seed draws the same faults, and a failure says
-//! with which words it is drawn again. `ONLY='disk full'` draws only those whose name has it.
+//! with which words it is drawn again. `ONLY='disk full|owner'` draws only those whose name has one of these.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,8 +16,6 @@ mod strike;
 mod tally;
 mod topics;
 mod world;
-
-use std::time::Duration;
 
 use fault::{Deck, Fault};
 use promises::traffic::Dice;
@@ -97,7 +95,7 @@ async fn a_small_window(world: &mut World, dice: &mut Dice, tally: &mut Tally) {
         }
     }
     if why.is_none() {
-        why = world.settles_or_stands_still(Duration::from_secs(120)).await;
+        why = world.settles_or_stands_still().await;
     }
     if let Some(why) = why {
         tally.say(&format!("a line stands still, as it must: {why}"));

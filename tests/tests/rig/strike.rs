@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use promises::figures::execute;
-use promises::host::{BROKER, CLICKHOUSE, Host};
+use promises::host::{BROKER, CLICKHOUSE, Host, Room};
 use promises::network::{Network, Weather};
 use promises::process::{limit_files, signal};
 use promises::system::{Role, System};
@@ -118,6 +118,7 @@ impl World {
             Fault::BrokerFull => self.without_room(BROKER, dice).await,
             Fault::ClickHouseFull => {
                 self.without_room(CLICKHOUSE, dice).await;
+                self.clickhouse_was_full.set(true);
                 // A part of which a file stayed empty is set aside when the engine starts, and only then.
                 system.kill_clickhouse().await;
                 self.start_clickhouse_or_empty_it().await;
@@ -142,9 +143,9 @@ impl World {
     }
 
     async fn without_room(&self, host: &'static str, dice: &mut Dice) {
-        self.on_host(host, |host| host.full = true);
+        self.on_host(host, |host| host.room = Room::None);
         tokio::time::sleep(Duration::from_millis(200 + dice.below(2_500))).await;
-        self.on_host(host, |host| host.full = false);
+        self.on_host(host, |host| host.room = Room::Enough);
     }
 
     /// Where its disk was full while the database was being made, it left an empty file on which it does not start: what people
@@ -224,7 +225,7 @@ async fn storm(network: &Network, dice: &mut Dice) {
 }
 
 /// Returns when both tables are there.
-async fn tables(system: &System) {
+pub(crate) async fn tables(system: &System) {
     until("the tables to be there", SOON, async || {
         let (client, url) = (&system.client, system.clickhouse_url());
         let sql =

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use promises::figures::execute;
+use promises::figures::{execute, select};
 use promises::host::Host;
 use promises::network::Network;
 use promises::oracle::{admitted, check_figures, check_money, check_requests};
@@ -17,6 +17,7 @@ use promises::wait::until;
 use tokio::sync::Mutex;
 
 use crate::fault::{Fault, Part};
+use crate::strike::tables;
 use crate::topics::delete;
 
 /// Requests of a wave; waves go on as long as faults do.
@@ -41,6 +42,8 @@ pub(crate) struct World {
     pub(crate) folds: RefCell<BTreeSet<Role>>,
     pub(crate) second_gateway: Cell<bool>,
     pub(crate) backed_up: Cell<bool>,
+    /// Since figures agreed last. The engine may have said yes to what it did not write, and forgotten tokens since.
+    pub(crate) clickhouse_was_full: Cell<bool>,
     /// Held by the fault that a part is under.
     parts: BTreeMap<Part, Mutex<()>>,
     traffic: Dice,
@@ -95,6 +98,7 @@ impl World {
             folds: RefCell::default(),
             second_gateway: Cell::new(false),
             backed_up: Cell::new(false),
+            clickhouse_was_full: Cell::new(false),
             parts: Part::ALL.into_iter().map(|part| (part, Mutex::default())).collect(),
             traffic: Dice::new(seed),
         }
@@ -163,6 +167,9 @@ impl World {
         if !self.second_gateway.get() && self.system.dir().join("second-spool").exists() {
             self.other_gateway().await;
         }
+        if self.clickhouse_was_full.take() {
+            self.whole_or_dropped().await;
+        }
         for role in Role::ALL {
             self.system.ready(role).await;
         }
@@ -182,6 +189,35 @@ impl World {
         check_money(system, &usage).await;
     }
 
+    /// Rows that a full disk broke never pass in silence: a line stands still, and people drop the tables.
+    async fn whole_or_dropped(&self) {
+        let others = self.folds.borrow().clone();
+        for fold in [Role::Fold].into_iter().chain(others) {
+            self.answers(fold).await;
+        }
+        tables(&self.system).await;
+        let mut why = self.settles_or_stands_still().await;
+        if why.is_none() && self.is_uneven().await {
+            why = Some(until("a line to stand still", SOON, async || self.stands_still().await.ok_or(())).await);
+        }
+        if let Some(why) = why {
+            println!("a line stands still, as it may after ClickHouse's disk was full: {why}");
+            self.drop_tables().await;
+        }
+    }
+
+    /// Whether the chunks of some line do not hold each offset once, as the rows themselves say.
+    async fn is_uneven(&self) -> bool {
+        let of = |table: &str| {
+            format!(
+                "SELECT kafka_partition FROM {table} WHERE kind = 'chunk' GROUP BY kafka_partition HAVING \
+                 max(chunk_end) != sum(chunk_end - chunk_first) OR min(chunk_first) != 0"
+            )
+        };
+        let sql = format!("{} UNION ALL {} SETTINGS optimize_use_projections = 0", of("tokens"), of("requests"));
+        !select(&self.system.client, &self.system.clickhouse_url(), &sql).await.is_empty()
+    }
+
     /// The next insert pushes the last token out.
     pub(crate) async fn shrink_window(&self) {
         for sql in [
@@ -197,14 +233,19 @@ impl World {
         if self.folds.borrow_mut().insert(Role::SecondFold) {
             self.system.spawn(Role::SecondFold);
         }
-        // It may never be ready: what doubles stops it.
-        let (client, url) = (&self.system.client, self.system.url(Role::SecondFold, "/healthz"));
-        until("a second fold to answer", SOON, async || client.get(&url, None).await.map(drop)).await;
+        self.answers(Role::SecondFold).await;
+    }
+
+    /// Returns when a fold answers. It may never be ready: what doubles stops it.
+    async fn answers(&self, fold: Role) {
+        let (client, url) = (&self.system.client, self.system.url(fold, "/healthz"));
+        until("a fold to answer", SOON, async || client.get(&url, None).await.map(drop)).await;
     }
 
     /// Why a line stands still, if one does.
     pub(crate) async fn stands_still(&self) -> Option<String> {
-        for fold in [Role::Fold, Role::SecondFold] {
+        let others = self.folds.borrow().clone();
+        for fold in [Role::Fold].into_iter().chain(others) {
             if self.system.metric(fold, "tollgate_fold_stopped").await > 0.0 {
                 let ready = self.system.client.get(&self.system.url(fold, "/readyz"), None).await;
                 return Some(
@@ -216,17 +257,20 @@ impl World {
     }
 
     /// Why a line stands still; none when all requests are there instead.
-    pub(crate) async fn settles_or_stands_still(&self, limit: Duration) -> Option<String> {
-        let wanted = admitted(&self.seen).len() as u64;
-        until("figures, or a line that stands still", limit, async || {
-            if let Some(why) = self.stands_still().await {
-                return Ok(Some(why));
+    pub(crate) async fn settles_or_stands_still(&self) -> Option<String> {
+        let admitted = admitted(&self.seen);
+        let standstill = async {
+            loop {
+                if let Some(why) = self.stands_still().await {
+                    return why;
+                }
+                tokio::time::sleep(PAUSE).await;
             }
-            let there = self.system.endings().await.len() as u64;
-            let lag = self.system.metric(Role::Fold, "tollgate_fold_lag").await;
-            if there >= wanted && lag == 0.0 { Ok(None) } else { Err(format!("{there} of {wanted}, lag {lag}")) }
-        })
-        .await
+        };
+        tokio::select! {
+            () = self.system.settled(&admitted) => None,
+            why = standstill => Some(why),
+        }
     }
 
     /// The log of the tokens is deleted and made anew, empty, while everything runs: says why a line stands still then. What was

@@ -20,8 +20,11 @@ use crate::log::{Log, producer, send};
 
 /// Events are handed over in groups of so long.
 const BEAT: Duration = Duration::from_millis(5);
-/// ClickHouse is asked so often how far it is: what the ages of aggregates are measured with.
-const ASK: Duration = Duration::from_millis(50);
+/// ClickHouse is asked so often how far it is: by so much an aggregate may seem older than it is. Each answer costs it some 15 ms of a
+/// processor, which the fold's inserts lack.
+const ASK: Duration = Duration::from_millis(200);
+/// So long events come before any is measured.
+const WARM: Duration = Duration::from_secs(20);
 /// So long figures may take to be whole after the last event.
 const SETTLE: Duration = Duration::from_secs(30);
 
@@ -34,12 +37,14 @@ impl<K: std::hash::Hash + Eq> Waiting<K> {
         self.0.entry(key).or_default().push_back((offset, at));
     }
 
-    /// Everything of `key` below `next` is in the figures now.
-    fn counted(&mut self, key: &K, next: i64, ages: &mut Vec<Duration>) {
+    /// Everything of `key` below `next` is in the figures now. What was handed over before `from` is of the time to warm up.
+    fn counted(&mut self, key: &K, next: i64, from: Instant, ages: &mut Vec<Duration>) {
         let Some(waiting) = self.0.get_mut(key) else { return };
         let now = Instant::now();
         while let Some((_, at)) = waiting.pop_front_if(|(offset, _)| *offset < next) {
-            ages.push(now - at);
+            if at >= from {
+                ages.push(now - at);
+            }
         }
     }
 
@@ -60,20 +65,21 @@ fn follow_balances(
     kafka: &KafkaSettings,
     partitions: i32,
     waiting: &Mutex<Waiting<String>>,
+    from: Instant,
     stop: &AtomicBool,
 ) -> Vec<Duration> {
     let consumer: BaseConsumer = kafka.consumer("bench", "bench-balances").create().unwrap();
-    let mut from = TopicPartitionList::new();
+    let mut topic = TopicPartitionList::new();
     for partition in 0..partitions {
-        from.add_partition_offset(BALANCES, partition, Offset::Beginning).unwrap();
+        topic.add_partition_offset(BALANCES, partition, Offset::Beginning).unwrap();
     }
-    consumer.assign(&from).unwrap();
+    consumer.assign(&topic).unwrap();
     let mut ages = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let Some(Ok(record)) = consumer.poll(Duration::from_millis(20)) else { continue };
         let Some(value) = record.payload() else { continue };
         let balance: BalanceUpdated = decode(value).unwrap();
-        waiting.lock().unwrap().counted(&balance.tenant_id.as_str().to_owned(), balance.as_of, &mut ages);
+        waiting.lock().unwrap().counted(&balance.tenant_id.as_str().to_owned(), balance.as_of, from, &mut ages);
     }
     ages
 }
@@ -106,13 +112,14 @@ fn hand_over(
     done as f64 / took.as_secs_f64()
 }
 
-/// Hands over `rate` events per second for so long to a fold that runs.
+/// Hands over `rate` events per second to a fold that runs: until all is warm, Java's compiler above all, and for so long after that.
 pub(crate) async fn measure(system: &System, kafka: &KafkaSettings, tenants: u64, rate: u64, time: Duration) -> Ages {
+    let (from, time) = (Instant::now() + WARM, WARM + time);
     let (by_tenant, by_line) = (Arc::new(Mutex::default()), Arc::new(Mutex::<Waiting<i32>>::default()));
     let (stop, partitions) = (Arc::new(AtomicBool::new(false)), kafka.partitions);
     let balances = {
         let (kafka, waiting, stop) = (kafka.clone(), Arc::clone(&by_tenant), Arc::clone(&stop));
-        tokio::task::spawn_blocking(move || follow_balances(&kafka, partitions, &waiting, &stop))
+        tokio::task::spawn_blocking(move || follow_balances(&kafka, partitions, &waiting, from, &stop))
     };
     let sending = {
         let (kafka, by_tenant, by_line) = (kafka.clone(), Arc::clone(&by_tenant), Arc::clone(&by_line));
@@ -126,7 +133,7 @@ pub(crate) async fn measure(system: &System, kafka: &KafkaSettings, tenants: u64
         let sql = "SELECT kafka_partition, max(chunk_end) AS position FROM tokens WHERE kind = 'chunk' GROUP BY kafka_partition";
         for row in select(&system.client, &url, sql).await {
             let partition = i32::try_from(row["kafka_partition"].as_i64().unwrap()).unwrap();
-            by_line.lock().unwrap().counted(&partition, row["position"].as_i64().unwrap(), &mut aggregates);
+            by_line.lock().unwrap().counted(&partition, row["position"].as_i64().unwrap(), from, &mut aggregates);
         }
         if sending.is_finished() && by_line.lock().unwrap().left() + by_tenant.lock().unwrap().left() == 0 {
             break;

@@ -175,7 +175,7 @@ async fn tenants(options: &Options) {
 }
 
 async fn fresh(options: &Options) {
-    println!("{} events per second for {} s ...", options.rate, options.seconds);
+    println!("{} events per second, to warm up and for {} s ...", options.rate, options.seconds);
     let (system, kafka) = system(4).await;
     system.start_role(Role::Fold).await;
     let time = Duration::from_secs(options.seconds);

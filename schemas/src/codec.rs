@@ -9,6 +9,7 @@ use apache_avro::types::Value;
 use apache_avro::writer::datum::GenericDatumWriter;
 use thiserror::Error;
 
+use crate::binary;
 use crate::event::Record;
 use crate::registry::{FAMILY, SCHEMAS, SchemaVersion};
 
@@ -58,7 +59,7 @@ impl From<apache_avro::Error> for CodecError {
 }
 
 /// Every version of every schema, parsed once; and what writes and reads each, made once: resolving a schema costs more than
-/// writing a record.
+/// reading a record.
 struct Known {
     versions: HashMap<u32, SchemaVersion>,
     writers: HashMap<u32, GenericDatumWriter<'static>>,
@@ -90,15 +91,6 @@ impl Known {
             readers: parsed.iter().filter_map(|(version, schema)| Some((version.id, reader(schema)?))).collect(),
             resolving: parsed.iter().flat_map(|(version, _)| others(version)).collect(),
         }
-    }
-
-    fn encode<R: Record>(&self, record: &R) -> Result<Vec<u8>, CodecError> {
-        let mut bytes = Vec::with_capacity(512);
-        bytes.push(0);
-        bytes.extend_from_slice(&R::SCHEMA_ID.to_be_bytes());
-        let writer = self.writers.get(&R::SCHEMA_ID).ok_or(CodecError::UnknownSchema(R::SCHEMA_ID))?;
-        writer.write_ser(&mut bytes, record)?;
-        Ok(bytes)
     }
 
     fn decode<R: Record>(&self, value: &[u8]) -> Result<R, CodecError> {
@@ -143,7 +135,11 @@ impl Known {
 
 /// Writes a record with today's schema.
 pub fn encode<R: Record>(record: &R) -> Result<Vec<u8>, CodecError> {
-    KNOWN.encode(record)
+    let mut bytes = Vec::with_capacity(512);
+    bytes.push(0);
+    bytes.extend_from_slice(&R::SCHEMA_ID.to_be_bytes());
+    binary::write(record, &mut bytes)?;
+    Ok(bytes)
 }
 
 /// The schema id that a value names.
@@ -246,7 +242,7 @@ mod tests {
         let first = First { id, at, note: Some("n".into()) };
         let second = Second { id, at, note: Some("n".into()), audio: 7 };
         let third = Third { audio: 7, region: "there".into(), at, id };
-        let [one, two, three] = [known.encode(&first), known.encode(&second), known.encode(&third)].map(Result::unwrap);
+        let [one, two, three] = [encode(&first), encode(&second), encode(&third)].map(Result::unwrap);
         let read = |bytes: &[u8]| {
             let (a, b, c): (First, Second, Third) =
                 (known.decode(bytes).unwrap(), known.decode(bytes).unwrap(), known.decode(bytes).unwrap());
@@ -269,7 +265,7 @@ mod tests {
     #[test]
     fn only_what_a_newer_build_wrote_may_be_readable_one_day() {
         let older = Known::new(&EVOLVED[..1]);
-        let bytes = Known::new(&EVOLVED).encode(&Second { id: Uuid::nil(), at: 0, note: None, audio: 0 }).unwrap();
+        let bytes = encode(&Second { id: Uuid::nil(), at: 0, note: None, audio: 0 }).unwrap();
         let error = older.decode::<First>(&bytes).unwrap_err();
         assert!(matches!(error, CodecError::NewerSchema { found: 9_002, newest: 9_001 }), "{error}");
         for id in [0, 1, 8_999, 9_000, 9_100, u32::MAX] {

@@ -1,5 +1,6 @@
 //! The wire: Avro schemas with constant ids, the Confluent wire format, topics and events.
 
+mod binary;
 pub mod codec;
 pub mod compatibility;
 pub mod event;

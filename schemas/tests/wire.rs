@@ -4,12 +4,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use apache_avro::writer::datum::GenericDatumWriter;
 use ledger::control::Kind;
 use ledger::time::Micros;
 use proptest::prelude::*;
 use schemas::codec::{CodecError, decode, encode};
 use schemas::event::{
-    BalanceUpdated, ControlChanged, DeadLettered, Event, GpuSampled, Record, RequestFinished, TokensCounted,
+    BalanceUpdated, ControlChanged, DeadLettered, Event, GpuSampled, ModelUsage, Record, RequestFinished, TokensCounted,
 };
 use schemas::registry::SCHEMAS;
 
@@ -116,7 +117,56 @@ fn a_count_out_of_bounds_is_an_error() {
     }
 }
 
+/// The bytes that the library makes of a record, by its schema.
+fn by_library<R: Record>(record: &R) -> Vec<u8> {
+    let known = SCHEMAS.iter().find(|known| known.id == R::SCHEMA_ID).unwrap();
+    let schema = apache_avro::Schema::parse_str(known.text).unwrap();
+    let writer = GenericDatumWriter::builder(&schema).human_readable(true).build().unwrap();
+    [&[0], known.id.to_be_bytes().as_slice(), &writer.write_ser_to_vec(record).unwrap()].concat()
+}
+
+/// Whatever can be in a field of any record.
+#[derive(Debug, Clone)]
+struct Any {
+    number: i64,
+    small: i32,
+    flag: bool,
+    text: String,
+    maybe: Option<String>,
+    bytes: Option<Vec<u8>>,
+    usage: Vec<i64>,
+}
+
+fn any_values() -> impl Strategy<Value = Any> {
+    let optional = (prop::option::of("\\PC{0,70}"), prop::option::of(prop::collection::vec(any::<u8>(), 0..200)));
+    let numbers = (prop_oneof![-70..70_i64, any::<i64>()], any::<i32>(), any::<bool>());
+    (numbers, "\\PC{0,200}", optional, prop::collection::vec(any::<i64>(), 0..4)).prop_map(
+        |((number, small, flag), text, (maybe, bytes), usage)| Any { number, small, flag, text, maybe, bytes, usage },
+    )
+}
+
 proptest! {
+    #[test]
+    fn every_record_is_written_as_the_library_writes_it(with in any_values()) {
+        let Any { number, small, flag, text, maybe, bytes, usage } = with;
+        let counted = TokensCounted { output: number, attempt: small, last: flag, replica: text.clone(), ..tokens() };
+        prop_assert_eq!(encode(&counted).unwrap(), by_library(&counted));
+        let finished: RequestFinished = example("request_finished.v1");
+        let at = flag.then_some(Micros(number));
+        let finished = RequestFinished { stream: flag, status: small, error_code: maybe.clone(), dispatched_at: at, ..finished };
+        prop_assert_eq!(encode(&finished).unwrap(), by_library(&finished));
+        let balance: BalanceUpdated = example("balance_updated.v1");
+        let usage = usage.into_iter().map(|output| ModelUsage { output, ..balance.usage[0].clone() }).collect();
+        let balance = BalanceUpdated { as_of: number, partition: small, usage, ..balance };
+        prop_assert_eq!(encode(&balance).unwrap(), by_library(&balance));
+        let change = ControlChanged { id: text, document: maybe.clone(), ..example("control_changed.v1") };
+        prop_assert_eq!(encode(&change).unwrap(), by_library(&change));
+        let letter = DeadLettered { key: bytes.clone(), value: bytes, ..example("dead_lettered.v1") };
+        prop_assert_eq!(encode(&letter).unwrap(), by_library(&letter));
+        let sample = GpuSampled { replica: maybe, prompt_tokens_total: flag.then_some(number), ..example("gpu_sampled.v1") };
+        prop_assert_eq!(encode(&sample).unwrap(), by_library(&sample));
+    }
+
     #[test]
     fn any_event_comes_back_whole(output in any::<i64>(), seq in any::<i64>(), at in any::<i64>(), replica in "\\PC{0,70}", last in any::<bool>()) {
         let event = TokensCounted { output, seq, occurred_at: Micros(at), replica, last, end_reason: None, ..tokens() };

@@ -97,7 +97,11 @@ impl Known {
         let (found, wanted) = (schema_id(value)?, R::SCHEMA_ID);
         let mut rest = value.get(HEADER..).ok_or(CodecError::NotConfluent)?;
         let record = if found == wanted {
-            self.readers.get(&found).ok_or(CodecError::UnknownSchema(found))?.read_deser(&mut rest)?
+            let reader = self.readers.get(&found).ok_or(CodecError::UnknownSchema(found))?;
+            if let Some(record) = binary::read(rest) {
+                return Ok(record);
+            }
+            reader.read_deser(&mut rest)?
         } else if let Some(schema) = self.resolving.get(&(found, wanted)) {
             apache_avro::from_value(&self.whole(found, &mut rest)?.resolve(schema)?)?
         } else {

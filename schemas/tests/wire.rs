@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::writer::datum::GenericDatumWriter;
 use ledger::control::Kind;
 use ledger::time::Micros;
@@ -145,7 +146,36 @@ fn any_values() -> impl Strategy<Value = Any> {
     )
 }
 
+/// What the library reads by its schema; none where the bytes are no record, or go on after it.
+fn read_by_library<R: Record>(value: &[u8]) -> Option<R> {
+    let known = SCHEMAS.iter().find(|known| known.id == R::SCHEMA_ID).unwrap();
+    let schema = apache_avro::Schema::parse_str(known.text).unwrap();
+    let reader = GenericDatumReader::builder(&schema).human_readable(true).build().unwrap();
+    let mut rest = value.get(5..)?;
+    reader.read_deser(&mut rest).ok().filter(|_: &R| rest.is_empty())
+}
+
+fn read_alike<R: Record + PartialEq + std::fmt::Debug>(record: &R, at: prop::sample::Index, with: &[u8], cut: usize) {
+    let whole = encode(record).unwrap();
+    assert_eq!(decode::<R>(&whole).unwrap(), *record);
+    let at = 5 + at.index(whole.len() - 4);
+    let mut bytes = whole[..at].to_vec();
+    bytes.extend_from_slice(with);
+    bytes.extend_from_slice(whole.get(at + cut..).unwrap_or_default());
+    assert_eq!(decode(&bytes).ok(), read_by_library::<R>(&bytes), "{bytes:?}");
+}
+
 proptest! {
+    #[test]
+    fn whatever_the_bytes_a_record_is_read_as_the_library_reads_it(at in any::<prop::sample::Index>(), with in prop::collection::vec(any::<u8>(), 0..12), cut in 0_usize..12) {
+        read_alike(&tokens(), at, &with, cut);
+        read_alike(&example::<RequestFinished>("request_finished.v1"), at, &with, cut);
+        read_alike(&example::<BalanceUpdated>("balance_updated.v1"), at, &with, cut);
+        read_alike(&example::<ControlChanged>("control_changed.v1"), at, &with, cut);
+        read_alike(&example::<DeadLettered>("dead_lettered.v1"), at, &with, cut);
+        read_alike(&example::<GpuSampled>("gpu_sampled.v1"), at, &with, cut);
+    }
+
     #[test]
     fn every_record_is_written_as_the_library_writes_it(with in any_values()) {
         let Any { number, small, flag, text, maybe, bytes, usage } = with;

@@ -1,8 +1,4 @@
-//! Writes a record in Avro's binary form, as its own type lists it. Every request is written twice by it, and a library that looks
-//! each field up in a schema costs ten times as much.
-//!
-//! What it rests on is held by tests that compare it with the library: fields stand in the order of their schema, a union is of
-//! null and one other, and all numbers are `int` and `long`, which are written alike.
+//! A record's bytes, as its own type lists its fields.
 
 use apache_avro::Error;
 use serde::Serialize;

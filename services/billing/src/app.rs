@@ -1,7 +1,7 @@
 //! What every request has at hand: control, balances, ClickHouse, the clock and the metrics.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ledger::control::{ControlState, Document, Kind, Tenant, Write};
 use ledger::ids::TenantId;
@@ -15,6 +15,9 @@ use stream::kafka::KafkaSettings;
 use crate::auth::KeyIndex;
 use crate::metrics::BillingMetrics;
 use crate::problem::Problem;
+
+/// How long people wait for figures: ClickHouse answers in a fraction of a second, or something is wrong with it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A future that borrows what it works on.
 pub(crate) type Pending<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -97,17 +100,23 @@ impl App {
         if view.is_loaded() { Ok(view.load()) } else { Err(Problem::control_unavailable()) }
     }
 
-    /// Asks ClickHouse, and measures how long it took.
+    /// Asks ClickHouse, and measures how long it took. One that is silent has not answered after half a minute.
     pub(crate) async fn ask<T>(
         &self,
         query: &'static str,
         asked: impl Future<Output = Result<T, QueryError>>,
     ) -> Result<T, Problem> {
         let began = Instant::now();
-        let answer = asked.await;
+        let answer = within(ANSWERS_WITHIN, asked).await;
         self.metrics.queries.with_label_values(&[query]).observe(began.elapsed().as_secs_f64());
         Ok(answer?)
     }
+}
+
+/// An answer in time, or none.
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, QueryError>>) -> Result<T, QueryError> {
+    let late = |_| QueryError::Unreachable(format!("no answer within {} s", limit.as_secs()));
+    tokio::time::timeout(limit, asked).await.map_err(late)?
 }
 
 /// A tenant's document.
@@ -115,5 +124,17 @@ pub(crate) fn tenant<'a>(state: &'a ControlState, id: &TenantId) -> Result<&'a T
     match state.get(Kind::Tenant, id.as_str()) {
         Some(Document::Tenant(tenant)) => Ok(tenant),
         _ => Err(Problem::not_found("tenant", id.as_str())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clickhouse_that_is_silent_is_one_that_is_away() {
+        let silent = within::<()>(Duration::ZERO, std::future::pending()).await.unwrap_err();
+        assert!(serde_json::to_string(&Problem::from(silent)).unwrap().contains("clickhouse_unavailable"));
+        assert_eq!(within(Duration::ZERO, std::future::ready(Ok(7))).await.unwrap(), 7);
     }
 }

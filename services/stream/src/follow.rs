@@ -44,9 +44,24 @@ pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<Follower,
     settings.consumer(role, &format!("tollgate-{role}")).set("enable.partition.eof", "true").create_with_context(Quiet)
 }
 
+/// A log that seems to have lost all its records is asked so often whether it is so.
+const SEEMS_EMPTY: u32 = 8;
+
 /// The first offset that a partition still holds, and the one after its last.
+///
+/// A broker that is starting, or has no room, may name no first offset for a moment. The client then gives the last one in its
+/// place, as if all records were gone.
 pub(crate) fn bounds(consumer: &Follower, topic: &'static str, partition: i32) -> Result<std::ops::Range<i64>, Away> {
-    let (low, high) = consumer.fetch_watermarks(topic, partition, ASK).map_err(Away::from(topic))?;
+    let ask = || consumer.fetch_watermarks(topic, partition, ASK).map_err(Away::from(topic));
+    let (mut low, mut high) = ask()?;
+    for _ in 0..SEEMS_EMPTY {
+        if low != high || high == 0 {
+            break;
+        }
+        // Nothing comes: it is a pause.
+        consumer.poll(AGAIN);
+        (low, high) = ask()?;
+    }
     Ok(low..high)
 }
 

@@ -9,6 +9,7 @@ use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{ClientConfig, Offset, Timestamp, TopicPartitionList};
 use thiserror::Error;
 
+use crate::follow;
 use crate::kafka::KafkaSettings;
 use crate::line::LogRecord;
 use crate::quiet::Quiet;
@@ -235,7 +236,7 @@ impl PartitionConsumer {
     pub async fn bounds(&self) -> Result<Bounds, ConsumeError> {
         let (consumer, topic, partition) = (self.consumer.clone(), self.topic.clone(), self.partition);
         // The client's call blocks.
-        let asked = tokio::task::spawn_blocking(move || consumer.fetch_watermarks(&topic, partition, LIMIT));
+        let asked = tokio::task::spawn_blocking(move || follow::watermarks(&*consumer, &topic, partition, LIMIT));
         match asked.await {
             Ok(Ok((first, next))) => Ok(Bounds { first, next }),
             Ok(Err(error)) => match self.error(error) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use thiserror::Error;
@@ -19,6 +19,9 @@ pub(crate) const TICK: Duration = Duration::from_millis(100);
 
 /// How long to wait before the broker is tried again.
 pub(crate) const AGAIN: Duration = Duration::from_millis(250);
+
+/// A log that seems to have lost all its records is asked so often whether it is so.
+const SEEMS_EMPTY: u32 = 8;
 
 /// Kafka does not answer now, or not yet. Worth another try.
 #[derive(Debug, Error)]
@@ -44,25 +47,34 @@ pub(crate) fn consumer(settings: &KafkaSettings, role: &str) -> Result<Follower,
     settings.consumer(role, &format!("tollgate-{role}")).set("enable.partition.eof", "true").create_with_context(Quiet)
 }
 
-/// A log that seems to have lost all its records is asked so often whether it is so.
-const SEEMS_EMPTY: u32 = 8;
-
 /// The first offset that a partition still holds, and the one after its last.
-///
-/// A broker that is starting, or has no room, may name no first offset for a moment. The client then gives the last one in its
-/// place, as if all records were gone.
 pub(crate) fn bounds(consumer: &Follower, topic: &'static str, partition: i32) -> Result<std::ops::Range<i64>, Away> {
-    let ask = || consumer.fetch_watermarks(topic, partition, ASK).map_err(Away::from(topic));
-    let (mut low, mut high) = ask()?;
+    let (low, high) = watermarks(consumer, topic, partition, ASK).map_err(Away::from(topic))?;
+    Ok(low..high)
+}
+
+/// The same for any consumer, each question within `limit`. It blocks.
+pub(crate) fn watermarks(
+    consumer: &impl Consumer<Quiet>,
+    topic: &str,
+    partition: i32,
+    limit: Duration,
+) -> Result<(i64, i64), KafkaError> {
+    beyond_doubt(|| consumer.fetch_watermarks(topic, partition, limit), || std::thread::park_timeout(AGAIN))
+}
+
+/// A broker that is starting, or has no room, may name no first offset for a moment. The client then gives the last one in its
+/// place, as if all records were gone: it is asked again.
+fn beyond_doubt<E>(mut ask: impl FnMut() -> Result<(i64, i64), E>, pause: impl Fn()) -> Result<(i64, i64), E> {
+    let mut said = ask()?;
     for _ in 0..SEEMS_EMPTY {
-        if low != high || high == 0 {
+        if said.0 != said.1 || said.1 == 0 {
             break;
         }
-        // Nothing comes: it is a pause.
-        consumer.poll(AGAIN);
-        (low, high) = ask()?;
+        pause();
+        said = ask()?;
     }
-    Ok(low..high)
+    Ok(said)
 }
 
 /// Begins to read the partitions at these offsets.
@@ -93,5 +105,26 @@ impl Outage {
         if std::mem::take(&mut self.0) {
             tracing::info!(topic, "Kafka answers again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_has_lost_its_records_only_if_that_is_said_again_and_again() {
+        let asked = |answers: &[(i64, i64)]| {
+            let mut times = 0;
+            let ask = || {
+                times += 1;
+                Ok::<_, ()>(*answers.get(times - 1).or(answers.last()).unwrap())
+            };
+            (beyond_doubt(ask, || ()).unwrap(), times)
+        };
+        assert_eq!(asked(&[(23, 23), (23, 23), (0, 23)]), ((0, 23), 3));
+        assert_eq!(asked(&[(23, 23)]), ((23, 23), 9));
+        assert_eq!(asked(&[(0, 0)]), ((0, 0), 1));
+        assert_eq!(asked(&[(5, 23)]), ((5, 23), 1));
     }
 }

@@ -9,7 +9,7 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use ledger::control::Kind;
 use ledger::time::Micros;
 use proptest::prelude::*;
-use schemas::codec::{CodecError, decode, encode};
+use schemas::codec::{CodecError, HEADER, decode, encode};
 use schemas::event::{
     BalanceUpdated, ControlChanged, DeadLettered, Event, GpuSampled, ModelUsage, Record, RequestFinished, TokensCounted,
 };
@@ -151,14 +151,14 @@ fn read_by_library<R: Record>(value: &[u8]) -> Option<R> {
     let known = SCHEMAS.iter().find(|known| known.id == R::SCHEMA_ID).unwrap();
     let schema = apache_avro::Schema::parse_str(known.text).unwrap();
     let reader = GenericDatumReader::builder(&schema).human_readable(true).build().unwrap();
-    let mut rest = value.get(5..)?;
+    let mut rest = value.get(HEADER..)?;
     reader.read_deser(&mut rest).ok().filter(|_: &R| rest.is_empty())
 }
 
 fn read_alike<R: Record + PartialEq + std::fmt::Debug>(record: &R, at: prop::sample::Index, with: &[u8], cut: usize) {
     let whole = encode(record).unwrap();
     assert_eq!(decode::<R>(&whole).unwrap(), *record);
-    let at = 5 + at.index(whole.len() - 4);
+    let at = HEADER + at.index(whole.len() + 1 - HEADER);
     let mut bytes = whole[..at].to_vec();
     bytes.extend_from_slice(with);
     bytes.extend_from_slice(whole.get(at + cut..).unwrap_or_default());

@@ -17,7 +17,7 @@ const SEND_DEADLINE: Duration = Duration::from_secs(30);
 const END_DEADLINE: Duration = Duration::from_secs(45);
 
 /// What keeps a chunk in one block and one part. `max_partitions_per_insert_block` refuses one that would be two. A disk with less than
-/// a gibibyte of room is written nothing: ClickHouse says yes to parts that a full disk cut short, and forgets tokens.
+/// a gibibyte of room is written nothing: ClickHouse says yes to parts that a full disk cut short, and may forget tokens.
 const SETTINGS: [(&str, &str); 10] = [
     ("async_insert", "0"),
     ("insert_deduplicate", "1"),

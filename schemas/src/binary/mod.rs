@@ -24,7 +24,7 @@ mod tests {
         fn is_read<R: Record>(value: &[u8]) {
             let record: R = codec::decode(value).unwrap();
             let bytes = codec::encode(&record).unwrap();
-            assert!(read::<R>(bytes.get(5..).unwrap()).is_some(), "{}", R::SCHEMA_ID);
+            assert!(read::<R>(bytes.get(codec::HEADER..).unwrap()).is_some(), "{}", R::SCHEMA_ID);
         }
         is_read::<TokensCounted>(include_bytes!("../../golden/tokens_counted.v1.bin"));
         is_read::<RequestFinished>(include_bytes!("../../golden/request_finished.v1.bin"));

@@ -43,18 +43,19 @@ macro_rules! refused {
     };
 }
 
-type None = Impossible<(), Error>;
+/// How what no record has would go on.
+type Never = Impossible<(), Error>;
 
 impl Serializer for &mut Binary<'_> {
     type Ok = ();
     type Error = Error;
     type SerializeSeq = Self;
-    type SerializeTuple = None;
-    type SerializeTupleStruct = None;
-    type SerializeTupleVariant = None;
-    type SerializeMap = None;
+    type SerializeTuple = Never;
+    type SerializeTupleStruct = Never;
+    type SerializeTupleVariant = Never;
+    type SerializeMap = Never;
     type SerializeStruct = Self;
-    type SerializeStructVariant = None;
+    type SerializeStructVariant = Never;
 
     fn serialize_bool(self, value: bool) -> Result<(), Error> {
         self.0.push(value.into());
@@ -128,11 +129,11 @@ impl Serializer for &mut Binary<'_> {
         serialize_unit() = "a unit" -> ();
         serialize_unit_struct(&'static str) = "a unit" -> ();
         serialize_unit_variant(&'static str, u32, &'static str) = "a variant" -> ();
-        serialize_tuple(usize) = "a tuple" -> None;
-        serialize_tuple_struct(&'static str, usize) = "a tuple" -> None;
-        serialize_tuple_variant(&'static str, u32, &'static str, usize) = "a variant" -> None;
-        serialize_map(Option<usize>) = "a map" -> None;
-        serialize_struct_variant(&'static str, u32, &'static str, usize) = "a variant" -> None;
+        serialize_tuple(usize) = "a tuple" -> Never;
+        serialize_tuple_struct(&'static str, usize) = "a tuple" -> Never;
+        serialize_tuple_variant(&'static str, u32, &'static str, usize) = "a variant" -> Never;
+        serialize_map(Option<usize>) = "a map" -> Never;
+        serialize_struct_variant(&'static str, u32, &'static str, usize) = "a variant" -> Never;
     }
 }
 

@@ -160,8 +160,7 @@ impl World {
 
     /// Kafka takes new offsets only of a group without members.
     async fn offsets_reset(&self, dice: &mut Dice) {
-        let sharing: Vec<Role> = self.folds.borrow().iter().copied().filter(|fold| *fold != Role::SecondFold).collect();
-        let folds: Vec<Role> = sharing.into_iter().chain([Role::Fold]).collect();
+        let folds: Vec<Role> = self.all_folds().into_iter().filter(|fold| *fold != Role::SecondFold).collect();
         folds.iter().for_each(|fold| self.system.kill(*fold));
         reset(&self.system.brokers(), self.partitions, dice).await;
         folds.iter().for_each(|fold| self.system.spawn(*fold));

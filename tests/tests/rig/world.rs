@@ -191,8 +191,7 @@ impl World {
 
     /// Rows that a full disk broke never pass in silence: a line stands still, and people drop the tables.
     async fn whole_or_dropped(&self) {
-        let others = self.folds.borrow().clone();
-        for fold in [Role::Fold].into_iter().chain(others) {
+        for fold in self.all_folds() {
             self.answers(fold).await;
         }
         tables(&self.system).await;
@@ -236,6 +235,11 @@ impl World {
         self.answers(Role::SecondFold).await;
     }
 
+    /// Every fold that runs.
+    pub(crate) fn all_folds(&self) -> Vec<Role> {
+        [Role::Fold].into_iter().chain(self.folds.borrow().iter().copied()).collect()
+    }
+
     /// Returns when a fold answers. It may never be ready: what doubles stops it.
     async fn answers(&self, fold: Role) {
         let (client, url) = (&self.system.client, self.system.url(fold, "/healthz"));
@@ -244,8 +248,7 @@ impl World {
 
     /// Why a line stands still, if one does.
     pub(crate) async fn stands_still(&self) -> Option<String> {
-        let others = self.folds.borrow().clone();
-        for fold in [Role::Fold].into_iter().chain(others) {
+        for fold in self.all_folds() {
             if self.system.metric(fold, "tollgate_fold_stopped").await > 0.0 {
                 let ready = self.system.client.get(&self.system.url(fold, "/readyz"), None).await;
                 return Some(

@@ -17,6 +17,12 @@ pub(in crate::console) fn signed(number: &i64, _: &dyn askama::Values) -> askama
     Ok(format!("{sign}{}", grouped(number.unsigned_abs())))
 }
 
+/// An amount of money as text, with the sign that people write.
+#[askama::filter_fn]
+pub(in crate::console) fn amount(amount: &str, _: &dyn askama::Values) -> askama::Result<String> {
+    Ok(amount.replace('-', "\u{2212}"))
+}
+
 /// A time of the day before a person's eyes, UTC.
 #[askama::filter_fn]
 pub(in crate::console) fn time(time: &DateTime<Utc>, _: &dyn askama::Values) -> askama::Result<String> {

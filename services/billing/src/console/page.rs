@@ -84,7 +84,7 @@ impl Dashboard {
         };
         let admin = *caller == Caller::Admin;
         let choices: Vec<Choice> = if admin { control.state.iter().filter_map(choice).collect() } else { Vec::new() };
-        let id = caller.scope(asked)?.or_else(|| choices.first().map(|choice| choice.id.clone()));
+        let id = caller.scope(asked)?.or_else(|| busiest(app, caller, &choices));
         let shown = match id {
             Some(id) => Some(Shown::of(app, caller, id).await?),
             None => None,
@@ -99,6 +99,12 @@ impl Dashboard {
     fn is_shown(&self, id: &TenantId) -> bool {
         self.shown.as_ref().is_some_and(|shown| shown.id == *id)
     }
+}
+
+/// The tenant whose balance is the largest in its current period; the first one while nobody used anything.
+fn busiest(app: &App, caller: &Caller, choices: &[Choice]) -> Option<TenantId> {
+    let used = |choice: &&Choice| balance::balance(app, caller, &choice.id).map_or(0, |balance| balance.tokens);
+    choices.iter().rev().max_by_key(used).map(|choice| choice.id.clone())
 }
 
 impl Shown {

@@ -86,6 +86,10 @@ async fn the_admin_chooses_a_tenant() {
         assert!(answer.status.is_client_error(), "{wrong}");
         is_safe(&answer);
     }
+    let idle = serde_json::json!({"name": "Idle", "plan": "free", "currency": "USD", "time_zone": "UTC"});
+    billing.put("tenants/aaa-idle", &idle).await;
+    let first = page(&billing, "/console", Some(ADMIN)).await;
+    assert!(first.text.contains("<h2>The acme company"), "who uses most is shown first: {}", first.text);
     let empty = page(&Billing::empty(), "/console", Some(ADMIN)).await;
     assert!(empty.text.contains("no tenant yet"), "{}", empty.text);
 }

@@ -10,7 +10,7 @@ seconds=${1:-60}
 shift || true
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || die "FUZZ_SECONDS must be a whole number of seconds, at least 1, not '$seconds'"
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(request events usage)
+[ ${#targets[@]} -gt 0 ] || targets=(request answer events usage)
 command -v cargo >/dev/null || die "cargo is missing: install Rust with rustup, https://rustup.rs"
 command -v "${CXX:-c++}" >/dev/null ||
     die "a C++ compiler is missing, libFuzzer is built with it: install the package g++, e.g. apt-get install g++"
@@ -25,7 +25,7 @@ for target in "${targets[@]}"; do
     [ -z "$(ls -A "artifacts/$target")" ] ||
         die "artifacts/$target holds what an earlier run found: mend that first, or take it away"
     seeds=../tests/data/vllm
-    [ "$target" != request ] || seeds=seeds/request
+    [ ! -d "seeds/$target" ] || seeds=seeds/$target
     echo "== $target: $seconds s"
     ended=0
     "target/$host/release/$target" "corpus/$target" "$seeds" -max_total_time="$seconds" -max_len=16384 -timeout=10 \

@@ -5,6 +5,7 @@ use ledger::control::ReplicaKind;
 
 use crate::admit::request::Ask;
 use crate::endpoint::{ALL, CHAT, Endpoint, MESSAGES, RESPONSES};
+use crate::forward::wire::{self, Head, WireError};
 use crate::meter::events::{Events, data_of};
 use crate::meter::said::Malformed;
 use crate::meter::scanner::{Scanner, Stands};
@@ -51,6 +52,44 @@ pub fn events(data: &[u8]) {
     assert!(whole == all(&mut pieces(data)), "the cuts make a difference");
     let together: Vec<u8> = whole.iter().flat_map(|(_, event)| event.iter().copied()).collect();
     assert!(data.starts_with(&together), "bytes are lost");
+}
+
+/// An answer as it comes over a connection, read until its end or the first error.
+fn answered<'a>(pieces: &mut dyn Iterator<Item = &'a [u8]>) -> (Option<Head>, Vec<u8>, Option<WireError>) {
+    let (mut head, mut held, mut out): (Option<Head>, _, _) = (None, Vec::new(), Vec::new());
+    for piece in pieces {
+        held.extend_from_slice(piece);
+        if head.is_none() {
+            match wire::head(&held) {
+                Ok(None) => continue,
+                Ok(Some((found, length))) => {
+                    held.drain(..length);
+                    head = Some(found);
+                }
+                Err(error) => return (None, out, Some(error)),
+            }
+        }
+        let Some(Head { body, .. }) = &mut head else { continue };
+        loop {
+            let mut more = Vec::new();
+            match body.take(&held, &mut more) {
+                Err(error) => return (head, out, Some(error)),
+                Ok(taken) => held.drain(..taken),
+            };
+            if more.is_empty() {
+                break;
+            }
+            out.append(&mut more);
+        }
+    }
+    (head, out, None)
+}
+
+/// An answer of a replica: the cuts make no difference, and no byte is made up.
+pub fn answer(data: &[u8]) {
+    let whole = answered(&mut std::iter::once(data));
+    assert!(whole == answered(&mut pieces(data)), "the cuts make a difference");
+    assert!(whole.1.len() <= data.len(), "more comes out than went in");
 }
 
 fn scan<'a>(ask: &Ask, pieces: &mut dyn Iterator<Item = &'a [u8]>) -> (Scanner, Vec<u8>, Result<Stands, Malformed>) {

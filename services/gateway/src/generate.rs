@@ -20,7 +20,7 @@ use crate::admit::policy::Model;
 use crate::admit::request::Ask;
 use crate::endpoint::{ErrorShape, Found, Wire};
 use crate::error::Refusal;
-use crate::forward::{Answering, Asked, Call, Failure, Peek, dispatch, passed_on};
+use crate::forward::{Answering, Asked, Call, Failure, Peek, dispatch};
 use crate::gateway::{Gateway, id_header};
 use crate::meter::scanner::Scanner;
 use crate::meter::streamed::{Streamed, Times};
@@ -151,7 +151,7 @@ impl Gateway {
         let times = Times { first_token, idle: deadlines.idle, keepalive: manners.keepalive(), total };
         let mut answer = Response::new(Body::new(Streamed::new((upstream, read), lease, scanner, meter, times)));
         *answer.status_mut() = status;
-        *answer.headers_mut() = passed_on(&head.headers);
+        *answer.headers_mut() = head.headers;
         answer
     }
 
@@ -198,7 +198,7 @@ impl Gateway {
         Meter::durable(&spool, finished).await;
         let mut answer = Response::new(Body::from(body));
         *answer.status_mut() = status;
-        *answer.headers_mut() = passed_on(&head.headers);
+        *answer.headers_mut() = head.headers;
         answer
     }
 }

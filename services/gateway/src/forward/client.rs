@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use http::uri::{Authority, PathAndQuery, Uri};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use http_body_util::{BodyExt, Full, Limited};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::{BodyExt, Limited};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use super::connection::Connection;
+use super::connection::{Broken, Connection, Outgoing};
+use super::wire::{Body, Head, request_head};
 use super::{Call, Upstream};
 use crate::kind;
 use crate::record::Meter;
@@ -34,8 +35,8 @@ pub(crate) enum Error {
     #[error("it cannot be connected to: {0}")]
     Connect(#[from] std::io::Error),
     /// The connection broke, or what came was no HTTP.
-    #[error("{0}")]
-    Http(#[from] hyper::Error),
+    #[error(transparent)]
+    Broken(#[from] Broken),
 }
 
 impl Error {
@@ -78,22 +79,19 @@ impl Client {
         call: &Call<'_>,
         meter: &Meter,
     ) -> Result<Response<Incoming>, Error> {
-        let mut request = Request::new(Full::new(call.body(lease)));
-        *request.method_mut() = Method::POST;
-        let headers = request.headers_mut();
+        let mut headers = HeaderMap::with_capacity(8);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert("x-request-id", call.request_id.clone());
-        meter.pass_on(headers);
+        meter.pass_on(&mut headers);
         for name in call.asked.ask.endpoint.headers {
             headers.extend(call.asked.headers.get(*name).map(|value| (HeaderName::from_static(name), value.clone())));
         }
-        self.request(lease, call.asked.path, request).await
+        self.request(lease, &Method::POST, call.asked.path, headers, call.body(lease)).await
     }
 
     /// What the replica says of itself, in Prometheus' text form; else why not.
     pub(crate) async fn metrics(&self, replica: &Replica, path: &'static str) -> Result<Bytes, String> {
-        let response = self.request(replica, path, Request::new(Full::default())).await;
-        let response = response.map_err(|error| error.to_string())?;
+        let response = self.get(replica, path).await.map_err(|error| error.to_string())?;
         if !response.status().is_success() {
             return Err(format!("it answers {}", response.status()));
         }
@@ -103,41 +101,44 @@ impl Client {
 
     /// What the replica says of its health.
     pub(crate) async fn health(&self, replica: &Replica) -> Result<StatusCode, Error> {
-        let path = kind::of(replica.kind).health;
-        let response = self.request(replica, path, Request::new(Full::default())).await?;
+        let response = self.get(replica, kind::of(replica.kind).health).await?;
         let status = response.status();
         // Read to its end, so that the connection can be used again.
         let _ = response.into_body().collect().await;
         Ok(status)
     }
 
-    /// Sends a request to a path of the replica, over an unused connection or a new one.
-    pub(crate) async fn request(
-        &self,
-        replica: &Replica,
-        path: &'static str,
-        mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Error> {
-        let authority = replica.authority();
-        *request.uri_mut() = Uri::from(PathAndQuery::from_static(path));
-        request.headers_mut().insert(header::HOST, replica.host().clone());
-        self.upstream.authorize(&replica.id, request.headers_mut());
-        while let Some(mut connection) = self.take_unused(authority) {
-            match connection.send(request).await {
-                Ok(response) => return Ok(self.incoming(authority, connection, response)),
-                // The replica closed it meanwhile. Nothing of the request was sent.
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(error.into_error().into()),
-                },
-            }
-        }
-        let mut connection = self.open(replica).await?;
-        let response = connection.send(request).await.map_err(|error| error.into_error())?;
-        Ok(self.incoming(authority, connection, response))
+    async fn get(&self, replica: &Replica, path: &'static str) -> Result<Response<Incoming>, Error> {
+        self.request(replica, &Method::GET, path, HeaderMap::new(), Bytes::new()).await
     }
 
-    async fn open(&self, replica: &Replica) -> Result<Connection, Error> {
+    /// Sends a request to a path of the replica, over an unused connection or a new one.
+    async fn request(
+        &self,
+        replica: &Replica,
+        method: &Method,
+        path: &'static str,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Error> {
+        let authority = replica.authority();
+        self.upstream.authorize(&replica.id, &mut headers);
+        let mut request = Outgoing::new(request_head(method, path, replica.host(), &headers, body.len()), body);
+        while let Some(mut connection) = self.take_unused(authority) {
+            match connection.send(&mut request).await {
+                Ok(head) => return Ok(self.incoming(authority, connection, head)),
+                // The replica closed it meanwhile.
+                Err(_) if request.is_untouched() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Apart, as its state is large: most requests find an unused one.
+        let mut connection = Box::pin(self.open(replica)).await?;
+        let head = connection.send(&mut request).await?;
+        Ok(self.incoming(authority, connection, head))
+    }
+
+    async fn open(&self, replica: &Replica) -> std::io::Result<Connection> {
         let authority = replica.authority();
         let host = authority.host().trim_start_matches('[').trim_end_matches(']');
         let connecting =
@@ -146,28 +147,26 @@ impl Client {
         // Without it a small frame may wait for the other side's delayed acknowledgement.
         socket.set_nodelay(true)?;
         if !replica.is_secure() {
-            return Ok(Connection::over(socket).await?);
+            return Ok(Connection::over(socket));
         }
         let agreeing = self.upstream.tls.connect(host, socket);
-        Ok(Connection::over(timeout(self.connect, agreeing).await.map_err(std::io::Error::from)??).await?)
+        Ok(Connection::over(timeout(self.connect, agreeing).await.map_err(std::io::Error::from)??))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Unused>>> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The one that was used last, if it can still be used.
+    /// The one that was used last, if it is not too old.
     fn take_unused(&self, authority: &Authority) -> Option<Connection> {
         let mut unused = self.lock();
         let of_replica = unused.get_mut(authority)?;
-        while let Some(Unused { connection, since }) = of_replica.pop() {
-            if since.elapsed() >= IDLE {
-                // Those below it wait for longer still.
-                of_replica.clear();
-            } else if connection.is_ready() {
-                return Some(connection);
-            }
+        let Unused { connection, since } = of_replica.pop()?;
+        if since.elapsed() < IDLE {
+            return Some(connection);
         }
+        // Those below it wait for longer still.
+        of_replica.clear();
         None
     }
 
@@ -183,39 +182,33 @@ impl Client {
         }
     }
 
-    fn incoming(
-        &self,
-        authority: &Authority,
-        connection: Connection,
-        response: Response<hyper::body::Incoming>,
-    ) -> Response<Incoming> {
-        let back = Some(Back { client: self.clone(), authority: authority.clone(), connection });
-        response.map(|body| Incoming { body, back })
+    fn incoming(&self, authority: &Authority, connection: Connection, head: Head) -> Response<Incoming> {
+        let Head { status, headers, body, keeps } = head;
+        let owner = keeps.then(|| (self.clone(), authority.clone()));
+        let mut incoming = Incoming { body, connection: Some(connection), owner };
+        if body.is_over() {
+            incoming.ended();
+        }
+        let mut response = Response::new(incoming);
+        (*response.status_mut(), *response.headers_mut()) = (status, headers);
+        response
     }
-}
-
-#[derive(Debug)]
-struct Back {
-    client: Client,
-    authority: Authority,
-    connection: Connection,
 }
 
 /// The body of a replica's answer. Read to its end, its connection can be used again; dropped before, it is closed.
 #[derive(Debug)]
 pub(crate) struct Incoming {
-    body: hyper::body::Incoming,
-    back: Option<Back>,
+    body: Body,
+    connection: Option<Connection>,
+    /// Who gets the connection back, if it can be used again.
+    owner: Option<(Client, Authority)>,
 }
 
 impl Incoming {
-    fn ended(&mut self, context: &mut Context<'_>) {
-        let Some(Back { client, authority, mut connection }) = self.back.take() else { return };
-        if !connection.is_ready() {
-            // Its last bytes are perhaps read, and not yet looked at.
-            connection.run(context);
-        }
-        if connection.is_ready() {
+    fn ended(&mut self) {
+        if let (Some(connection), Some((client, authority))) = (self.connection.take(), self.owner.take())
+            && connection.is_clean()
+        {
             client.give_back(authority, connection);
         }
     }
@@ -223,29 +216,17 @@ impl Incoming {
 
 impl HttpBody for Incoming {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = Broken;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { body, back } = &mut *self;
-        let mut frame = Pin::new(&mut *body).poll_frame(cx);
-        if let (true, Some(back)) = (frame.is_pending(), back) {
-            back.connection.run(cx);
-            frame = Pin::new(body).poll_frame(cx);
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let Self { body, connection, .. } = &mut *self;
+        let Some(live) = connection else { return Poll::Ready(None) };
+        let data = ready!(live.poll_body(cx, body));
+        match &data {
+            Some(Ok(_)) if !body.is_over() => {}
+            Some(Err(_)) => *connection = None,
+            None | Some(Ok(_)) => self.ended(),
         }
-        let frame = ready!(frame);
-        match &frame {
-            Some(Ok(_)) if !self.body.is_end_stream() => {}
-            Some(Err(_)) => self.back = None,
-            None | Some(Ok(_)) => self.ended(cx),
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        Poll::Ready(data.map(|data| data.map(Frame::data)))
     }
 }

@@ -6,11 +6,12 @@ mod peek;
 mod priority;
 pub(crate) mod salt;
 mod upstream;
+pub(crate) mod wire;
 
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::BodyExt;
 use ledger::control::ServiceTier;
 use tokio::time::Instant;
@@ -334,16 +335,5 @@ async fn read_error(response: Response<Incoming>) -> Option<Box<ReplicaError>> {
         Some(whole.freeze())
     };
     let body = tokio::time::timeout(ERROR_TIME, reading).await.ok()??;
-    Some(Box::new(ReplicaError { status: head.status, headers: passed_on(&head.headers), body }))
-}
-
-/// The headers of a replica's answer that are for the client. All others speak of the connection or of the replica.
-pub(crate) fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    for name in [header::CONTENT_TYPE, header::CACHE_CONTROL, header::RETRY_AFTER] {
-        if let Some(value) = headers.get(&name) {
-            kept.insert(name, value.clone());
-        }
-    }
-    kept
+    Some(Box::new(ReplicaError { status: head.status, headers: head.headers, body }))
 }

@@ -93,7 +93,8 @@ impl Tokens {
         let mut said = known.as_ref().map_or(Err(Invalid::Key), |keys| issuer.verify(token, &header, keys, now));
         let mut keys = known;
         if said == Err(Invalid::Key) {
-            keys = issuer.ask_again(keys.as_ref()).await;
+            // Apart, as its state is large, and it is rare.
+            keys = Box::pin(issuer.ask_again(keys.as_ref())).await;
             let Some(keys) = &keys else { return Err(Refusal::token_keys_unavailable()) };
             said = issuer.verify(token, &header, keys, now);
         }

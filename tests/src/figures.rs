@@ -74,7 +74,12 @@ const SUMS: &str = "sum(input) AS input, sum(cached_input) AS cached_input, sum(
 
 /// Asks ClickHouse in the test's own words, not the product's.
 pub async fn select(client: &Client, clickhouse: &str, sql: &str) -> Vec<Value> {
-    let url = format!("{clickhouse}/?database=tollgate&output_format_json_quote_64bit_integers=0");
+    select_in("tollgate", client, clickhouse, sql).await
+}
+
+/// The same in another database: `tollgate` is not there before it is made.
+pub async fn select_in(database: &str, client: &Client, clickhouse: &str, sql: &str) -> Vec<Value> {
+    let url = format!("{clickhouse}/?database={database}&output_format_json_quote_64bit_integers=0");
     let statement = Bytes::from(format!("{sql} FORMAT JSONEachRow"));
     let answer = client.send_bytes(Method::POST, &url, None, Some(statement)).await.expect("ClickHouse answers");
     assert!(answer.status.is_success(), "{sql}: {}", String::from_utf8_lossy(&answer.body));

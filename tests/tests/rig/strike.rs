@@ -229,7 +229,7 @@ pub(crate) async fn tables(system: &System) {
         let (client, url) = (&system.client, system.clickhouse_url());
         let sql =
             "SELECT count() AS n FROM system.tables WHERE database = 'tollgate' AND name IN ('tokens', 'requests')";
-        let rows = promises::figures::select(client, &url, sql).await;
+        let rows = promises::figures::select_in("default", client, &url, sql).await;
         if rows[0]["n"].as_u64() == Some(2) { Ok(()) } else { Err(rows) }
     })
     .await;

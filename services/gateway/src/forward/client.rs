@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hashbrown::HashMap;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::{BodyExt, Limited};
@@ -19,7 +18,7 @@ use super::wire::{Body, Head, request_head};
 use super::{Call, Upstream};
 use crate::kind;
 use crate::record::Meter;
-use crate::route::{Lease, Replica};
+use crate::route::{Address, Lease, Replica};
 
 /// An unused connection is closed before the replica's own (uvicorn: 5 s) runs out: none is used while it closes.
 const IDLE: Duration = Duration::from_secs(4);
@@ -58,7 +57,7 @@ struct Unused {
 pub(crate) struct Client {
     connect: Duration,
     upstream: Arc<Upstream>,
-    unused: Arc<Mutex<HashMap<Authority, Vec<Unused>>>>,
+    unused: Arc<Mutex<HashMap<Address, Vec<Unused>>>>,
 }
 
 impl Client {
@@ -121,12 +120,12 @@ impl Client {
         mut headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, Error> {
-        let authority = replica.authority();
+        let address = replica.address();
         self.upstream.authorize(&replica.id, &mut headers);
         let mut request = Outgoing::new(request_head(method, path, replica.host(), &headers, body.len()), body);
-        while let Some(mut connection) = self.take_unused(authority) {
+        while let Some(mut connection) = self.take_unused(address) {
             match connection.send(&mut request).await {
-                Ok(head) => return Ok(self.incoming(authority, connection, head)),
+                Ok(head) => return Ok(self.incoming(address, connection, head)),
                 // The replica closed it meanwhile.
                 Err(_) if request.is_untouched() => {}
                 Err(error) => return Err(error.into()),
@@ -135,32 +134,31 @@ impl Client {
         // Apart, as its state is large: most requests find an unused one.
         let mut connection = Box::pin(self.open(replica)).await?;
         let head = connection.send(&mut request).await?;
-        Ok(self.incoming(authority, connection, head))
+        Ok(self.incoming(address, connection, head))
     }
 
     async fn open(&self, replica: &Replica) -> std::io::Result<Connection> {
-        let authority = replica.authority();
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        let connecting =
-            TcpStream::connect((host, authority.port_u16().unwrap_or(if replica.is_secure() { 443 } else { 80 })));
+        let address = replica.address();
+        let (host, port) = address.socket();
+        let connecting = TcpStream::connect((host, port));
         let socket = timeout(self.connect, connecting).await.map_err(std::io::Error::from)??;
         // Without it a small frame may wait for the other side's delayed acknowledgement.
         socket.set_nodelay(true)?;
-        if !replica.is_secure() {
+        if !address.secure {
             return Ok(Connection::over(socket));
         }
         let agreeing = self.upstream.tls.connect(host, socket);
         Ok(Connection::over(timeout(self.connect, agreeing).await.map_err(std::io::Error::from)??))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Authority, Vec<Unused>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Address, Vec<Unused>>> {
         self.unused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The one that was used last, if it is not too old.
-    fn take_unused(&self, authority: &Authority) -> Option<Connection> {
+    fn take_unused(&self, address: &Address) -> Option<Connection> {
         let mut unused = self.lock();
-        let of_replica = unused.get_mut(authority)?;
+        let of_replica = unused.get_mut(address)?;
         let Unused { connection, since } = of_replica.pop()?;
         if since.elapsed() < IDLE {
             return Some(connection);
@@ -170,9 +168,9 @@ impl Client {
         None
     }
 
-    fn give_back(&self, authority: Authority, connection: Connection) {
+    fn give_back(&self, address: Address, connection: Connection) {
         let (mut unused, now) = (self.lock(), Instant::now());
-        let of_replica = unused.entry(authority).or_default();
+        let of_replica = unused.entry(address).or_default();
         // The oldest go first, so that none is left open for ever.
         if of_replica.first().is_some_and(|oldest| now - oldest.since >= IDLE) {
             of_replica.retain(|unused| now - unused.since < IDLE);
@@ -182,9 +180,9 @@ impl Client {
         }
     }
 
-    fn incoming(&self, authority: &Authority, connection: Connection, head: Head) -> Response<Incoming> {
+    fn incoming(&self, address: &Address, connection: Connection, head: Head) -> Response<Incoming> {
         let Head { status, headers, body, keeps } = head;
-        let owner = keeps.then(|| (self.clone(), authority.clone()));
+        let owner = keeps.then(|| (self.clone(), address.clone()));
         let mut incoming = Incoming { body, connection: Some(connection), owner };
         if body.is_over() {
             incoming.ended();
@@ -201,15 +199,15 @@ pub(crate) struct Incoming {
     body: Body,
     connection: Option<Connection>,
     /// Who gets the connection back, if it can be used again.
-    owner: Option<(Client, Authority)>,
+    owner: Option<(Client, Address)>,
 }
 
 impl Incoming {
     fn ended(&mut self) {
-        if let (Some(connection), Some((client, authority))) = (self.connection.take(), self.owner.take())
+        if let (Some(connection), Some((client, address))) = (self.connection.take(), self.owner.take())
             && connection.is_clean()
         {
-            client.give_back(authority, connection);
+            client.give_back(address, connection);
         }
     }
 }

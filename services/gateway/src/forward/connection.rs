@@ -78,19 +78,21 @@ impl Connection {
     /// # Errors
     /// When the connection broke, or what came is no answer.
     pub(super) async fn send(&mut self, request: &mut Outgoing) -> Result<Head, Broken> {
-        let mut began = false;
         poll_fn(|context| {
-            if !began && !self.is_quiet(context) {
+            // Asked until a byte is sent: a task that has had its turn is told that nothing has come, whatever has.
+            if request.is_untouched && !self.is_quiet(context) {
                 return Poll::Ready(Err(Broken::Unusable));
             }
-            began = true;
             let written = self.poll_write(context, request);
+            if request.is_untouched {
+                return written.map(|written| Err(written.err().map_or(Broken::Unusable, Broken::Io)));
+            }
             let head = self.poll_read(context, |bytes| {
                 Ok(wire::head(bytes)?.map_or((None, 0), |(head, length)| (Some(head), length)))
             });
             match (head, written) {
-                (Poll::Ready(head), _) => Poll::Ready(head.map(|mut head| {
-                    head.keeps &= !request.bytes.has_remaining();
+                (Poll::Ready(head), written) => Poll::Ready(head.map(|mut head| {
+                    head.keeps &= matches!(written, Poll::Ready(Ok(())));
                     head
                 })),
                 (Poll::Pending, Poll::Ready(Err(error))) => Poll::Ready(Err(error.into())),

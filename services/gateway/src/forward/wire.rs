@@ -84,10 +84,15 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Option<(Head, usize)>, WireError> {
         let mut room = [const { MaybeUninit::uninit() }; HEADERS];
         let mut answer = httparse::Response::new(&mut []);
         let parser = ParserConfig::default();
-        let Status::Complete(length) = parser.parse_response_with_uninit_headers(&mut answer, rest, &mut room)? else {
-            return if bytes.len() > HEAD_BYTES { Err(WireError::Long) } else { Ok(None) };
-        };
-        from += length;
+        let parsed = parser.parse_response_with_uninit_headers(&mut answer, rest, &mut room)?;
+        let end = if let Status::Complete(length) = parsed { from + length } else { bytes.len() };
+        if end > HEAD_BYTES {
+            return Err(WireError::Long);
+        }
+        if parsed.is_partial() {
+            return Ok(None);
+        }
+        from = end;
         let status = answer.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(WireError::Status)?;
         match status {
             // Nobody asked for another protocol.
@@ -110,7 +115,7 @@ fn read(status: StatusCode, is_current: bool, headers: &[httparse::Header<'_>]) 
             }
         } else if is(&header::TRANSFER_ENCODING) {
             // No other coding was asked for, and none comes twice.
-            if chunked || !one.value.eq_ignore_ascii_case(b"chunked") {
+            if chunked || !is_current || !one.value.eq_ignore_ascii_case(b"chunked") {
                 return Err(WireError::Length);
             }
             chunked = true;
@@ -125,7 +130,12 @@ fn read(status: StatusCode, is_current: bool, headers: &[httparse::Header<'_>]) 
         }
     }
     let body = match (chunked, length) {
-        _ if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) => Body::Over,
+        _ if status == StatusCode::NOT_MODIFIED => Body::Over,
+        // It has no body, whatever it says; one that says otherwise may send it all the same.
+        _ if status == StatusCode::NO_CONTENT => {
+            keeps &= !chunked && length.is_none_or(|length| length == 0);
+            Body::Over
+        }
         (true, None) => Body::Chunked(Chunk::Size),
         // A length beside it is not to be believed, and neither is what comes after the answer.
         (true, Some(_)) => {
@@ -226,10 +236,15 @@ impl Chunk {
     /// What is next after the bytes that were taken; none if more must come first.
     fn take(self, rest: &mut &[u8], out: &mut Vec<u8>) -> Result<Option<Body>, WireError> {
         let next = match self {
+            // A length is a digit at least: the parser takes none for 0.
+            Self::Size if rest.first().is_some_and(|byte| !byte.is_ascii_hexdigit()) => {
+                return Err(WireError::Framing);
+            }
             Self::Size => match httparse::parse_chunk_size(rest) {
                 Err(_) => return Err(WireError::Framing),
-                Ok(Status::Partial) => return incomplete(rest),
+                Ok(Status::Partial) => return incomplete(rest.len()),
                 Ok(Status::Complete((length, size))) => {
+                    incomplete(length)?;
                     skip(rest, length);
                     if size == 0 { Self::Trailer } else { Self::Data(size) }
                 }
@@ -247,8 +262,9 @@ impl Chunk {
                 _ => return Err(WireError::Framing),
             },
             Self::Trailer => match httparse::parse_headers(rest, &mut [httparse::EMPTY_HEADER; HEADERS])? {
-                Status::Partial => return incomplete(rest),
+                Status::Partial => return incomplete(rest.len()),
                 Status::Complete((length, _)) => {
+                    incomplete(length)?;
                     skip(rest, length);
                     return Ok(Some(Body::Over));
                 }
@@ -270,8 +286,9 @@ fn skip(rest: &mut &[u8], length: usize) {
     *rest = rest.get(length..).unwrap_or_default();
 }
 
-fn incomplete(rest: &[u8]) -> Result<Option<Body>, WireError> {
-    if rest.len() > FRAMING_BYTES { Err(WireError::Long) } else { Ok(None) }
+/// More must come before so many bytes between two pieces can be read, unless they are too many.
+fn incomplete(length: usize) -> Result<Option<Body>, WireError> {
+    if length > FRAMING_BYTES { Err(WireError::Long) } else { Ok(None) }
 }
 
 #[cfg(test)]
@@ -316,7 +333,12 @@ mod tests {
         let (mut head, body, _) = whole("HTTP/1.1 200 OK\r\n\r\nall").unwrap();
         assert_eq!((body.as_str(), head.keeps, head.body), ("all", false, Body::UntilClose));
         assert_eq!((head.body.end(), head.body), (Ok(()), Body::Over));
-        for none in ["204 No Content\r\ncontent-length: 5", "304 Not Modified", "200 OK\r\ncontent-length: 0"] {
+        for none in [
+            "204 No Content",
+            "304 Not Modified\r\ncontent-length: 5",
+            "304 Not Modified",
+            "200 OK\r\ncontent-length: 0",
+        ] {
             let (head, body, _) = whole(&format!("HTTP/1.1 {none}\r\n\r\n")).unwrap();
             assert_eq!((body.as_str(), head.body, head.keeps), ("", Body::Over, true), "{none}");
         }
@@ -330,6 +352,8 @@ mod tests {
             ("HTTP/1.0 200 OK\r\ncontent-length: 1", false),
             ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\nConnection: x, Close", false),
             ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked", false),
+            ("HTTP/1.1 204 No Content\r\ncontent-length: 5", false),
+            ("HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked", false),
         ] {
             let (read, _) = super::head(format!("{head}\r\n\r\n").as_bytes()).unwrap().unwrap();
             assert_eq!(read.keeps, keeps, "{head}");
@@ -343,10 +367,14 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n", WireError::Length),
             ("HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999\r\n\r\n", WireError::Length),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n", WireError::Length),
+            ("HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", WireError::Length),
             ("HTTP/1.1 101 Switching\r\n\r\n", WireError::Status),
             ("HTTP/1.1 099 What\r\n\r\n", WireError::Status),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nx\r\n", WireError::Framing),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-1\r\n", WireError::Framing),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n\r\n\r\n", WireError::Framing),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n 0\r\n\r\n", WireError::Framing),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n;x\r\n\r\n", WireError::Framing),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n10000000000000000\r\n", WireError::Framing),
             ("HTTP/2 200\r\n\r\n", WireError::Malformed(httparse::Error::Version)),
             ("SSH-2.0-OpenSSH\r\n", WireError::Malformed(httparse::Error::Version)),
@@ -354,7 +382,9 @@ mod tests {
             assert_eq!(whole(bytes).unwrap_err(), why, "{bytes}");
         }
         let long = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(HEAD_BYTES));
-        assert_eq!(head(long.as_bytes()), Err(WireError::Long));
+        for long in [long.clone(), long + "\r\n\r\n"] {
+            assert_eq!(head(long.as_bytes()), Err(WireError::Long), "however much of it is there");
+        }
         let (mut body, mut out) = (Body::Chunked(Chunk::Size), Vec::new());
         assert_eq!(body.take(b"1\r\nabc", &mut out), Ok(4), "what is good of it is taken");
         assert_eq!(body.take(b"bc", &mut Vec::new()), Err(WireError::Framing));

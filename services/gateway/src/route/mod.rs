@@ -28,7 +28,7 @@ pub(crate) use lease::Lease;
 use metrics::RouteMetrics;
 pub(crate) use prefix::Prefix;
 use prefix::{Memory, Number};
-pub(crate) use replica::Replica;
+pub(crate) use replica::{Address, Replica};
 use replica::{Shared, Standing};
 use table::{Member, Routes, Table, Tiers};
 

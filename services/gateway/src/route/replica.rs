@@ -40,6 +40,31 @@ const UNKNOWN: u8 = 0;
 const UP: u8 = 1;
 const DOWN: u8 = 2;
 
+/// Where a replica is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Address {
+    /// Whether over TLS.
+    pub secure: bool,
+    /// Host, and port if it is not the usual one.
+    pub authority: Authority,
+}
+
+impl Address {
+    /// None if the URL is not `http://host:port` or `https://host:port`.
+    fn of(url: &str) -> Option<Self> {
+        let uri: Uri = url.parse().ok()?;
+        let secure = uri.scheme() == Some(&Scheme::HTTPS);
+        let bare = (secure || uri.scheme() == Some(&Scheme::HTTP)) && uri.path() == "/" && uri.query().is_none();
+        Some(Self { secure, authority: uri.authority().filter(|_| bare)?.clone() })
+    }
+
+    /// What is connected to.
+    pub(crate) fn socket(&self) -> (&str, u16) {
+        let host = self.authority.host().trim_start_matches('[').trim_end_matches(']');
+        (host, self.authority.port_u16().unwrap_or(if self.secure { 443 } else { 80 }))
+    }
+}
+
 /// A server that answers for a model.
 #[derive(Debug)]
 pub(crate) struct Replica {
@@ -47,8 +72,7 @@ pub(crate) struct Replica {
     pub kind: ReplicaKind,
     pub(super) number: Number,
     url: String,
-    authority: Authority,
-    secure: bool,
+    address: Address,
     host: HeaderValue,
     health: AtomicU8,
     active: AtomicU32,
@@ -79,15 +103,14 @@ impl Replica {
         gauges: Gauges,
         shared: Arc<Shared>,
     ) -> Option<Self> {
-        let (secure, authority) = authority_of(&document.url)?;
-        let host = HeaderValue::try_from(authority.as_str()).ok()?;
+        let address = Address::of(&document.url)?;
+        let host = HeaderValue::try_from(address.authority.as_str()).ok()?;
         Some(Self {
             id: id.clone(),
             kind: document.kind,
             number,
             url: document.url.clone(),
-            authority,
-            secure,
+            address,
             host,
             health: AtomicU8::new(UNKNOWN),
             active: AtomicU32::new(0),
@@ -104,9 +127,9 @@ impl Replica {
         self.url == document.url && self.kind == document.kind
     }
 
-    /// Host and port.
-    pub(crate) fn authority(&self) -> &Authority {
-        &self.authority
+    /// Where it is spoken to.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
     }
 
     /// Tries at it.
@@ -114,12 +137,7 @@ impl Replica {
         &self.gauges.attempts
     }
 
-    /// Whether it is asked over TLS.
-    pub(crate) fn is_secure(&self) -> bool {
-        self.secure
-    }
-
-    /// The same as a header.
+    /// Host and port as a header.
     pub(crate) fn host(&self) -> &HeaderValue {
         &self.host
     }
@@ -305,14 +323,6 @@ impl Prefill {
         // Of two at once one is lost, which does no harm.
         self.rate.store((before + NEWEST * (newest - before)).to_bits(), Ordering::Relaxed);
     }
-}
-
-/// Whether it is over TLS, and host and port of `http://host:port` or `https://host:port`.
-fn authority_of(url: &str) -> Option<(bool, Authority)> {
-    let uri: Uri = url.parse().ok()?;
-    let secure = uri.scheme() == Some(&Scheme::HTTPS);
-    let bare = (secure || uri.scheme() == Some(&Scheme::HTTP)) && uri.path() == "/" && uri.query().is_none();
-    Some((secure, uri.authority().filter(|_| bare)?.clone()))
 }
 
 #[cfg(test)]

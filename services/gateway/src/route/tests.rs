@@ -153,7 +153,7 @@ fn what_is_open_is_known_after_control_changes_and_a_replica_that_is_gone_has_no
     }
     assert_eq!(world.pool.all().len(), 2);
     assert_ne!(world.lease("llama", "p").id, lease.id);
-    assert_eq!(lease.authority().as_str(), format!("{}:8000", lease.id));
+    assert_eq!(lease.address().authority.as_str(), format!("{}:8000", lease.id));
     assert_eq!(world.shown("tollgate_gateway_replica_active_requests"), 1.0);
     lease.attempts().came_to("broken");
     assert_eq!(world.shown("tollgate_gateway_attempts_total"), 1.0);

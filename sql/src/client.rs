@@ -21,6 +21,7 @@ const READ_DEADLINE: Duration = Duration::from_secs(READ_SECONDS + 15);
 pub struct ClickHouse {
     client: Client,
     strict: bool,
+    read_seconds: u64,
     /// Tables whose columns were held to our types by an insert, and no insert has failed since.
     checked: Arc<[AtomicBool; Table::ALL.len()]>,
 }
@@ -35,7 +36,14 @@ impl ClickHouse {
     /// A handle; nothing is asked yet.
     pub fn new(settings: &ClickHouseSettings) -> Self {
         let client = server(settings).with_database(&settings.database);
-        Self { client, strict: false, checked: Arc::default() }
+        Self { client, strict: false, read_seconds: READ_SECONDS, checked: Arc::default() }
+    }
+
+    /// ClickHouse works on a statement that reads for so many seconds at most (60 without this): who waits for less long lets it do
+    /// nothing in vain.
+    pub fn reading_at_most(mut self, seconds: u64) -> Self {
+        self.read_seconds = seconds.min(READ_SECONDS);
+        self
     }
 
     /// Refuses a sum that no projection answers. For tests and for measuring: the figures are the same either way.
@@ -56,20 +64,23 @@ impl ClickHouse {
         &self.client
     }
 
-    /// A client that writes rows of a table: one that compares each field's type with its column's, until an insert has shown that
-    /// they agree. Comparing takes as long as writing.
-    pub(crate) fn writer(&self, table: Table) -> Client {
-        self.client.clone().with_validation(!self.checked[table as usize].load(Ordering::Relaxed))
+    /// A client that writes rows of a table, and whether it compares each field's type with its column's: it does until an insert
+    /// has shown that they agree. Comparing takes as long as writing.
+    pub(crate) fn writer(&self, table: Table) -> (Client, bool) {
+        let compares = !self.checked[table as usize].load(Ordering::Relaxed);
+        (self.client.clone().with_validation(compares), compares)
     }
 
-    /// An insert into a table was done, or was not: then types are compared again.
-    pub(crate) fn checked(&self, table: Table, agree: bool) {
-        self.checked[table as usize].store(agree, Ordering::Relaxed);
+    /// An insert into a table was done, or was not: then types are compared again. Only one that compared them shows that they agree.
+    pub(crate) fn inserted(&self, table: Table, compared: bool, done: bool) {
+        if compared || !done {
+            self.checked[table as usize].store(done, Ordering::Relaxed);
+        }
     }
 
     /// A statement that reads rows.
     pub(crate) fn rows(&self, sql: &str) -> Query {
-        self.client.query(sql).with_setting("max_execution_time", READ_SECONDS.to_string())
+        self.client.query(sql).with_setting("max_execution_time", self.read_seconds.to_string())
     }
 
     /// A statement that sums, which a projection is to answer.

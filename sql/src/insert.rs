@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use clickhouse::Row;
 use clickhouse::insert::Insert;
+use clickhouse::{Client, Row};
 
 use crate::calendar::log_month;
 use crate::client::ClickHouse;
@@ -48,42 +48,42 @@ impl ClickHouse {
     ) -> Result<(), InsertError> {
         chunk.check().map_err(InsertError::Malformed)?;
         let place = place(chunk, insert_before_ms).map_err(InsertError::Malformed)?;
-        let written = self.write(chunk, place, retry).await;
-        self.checked(D::TABLE, written.is_ok());
+        let (client, compares) = self.writer(D::TABLE);
+        let written = write(&client, chunk, place, retry).await;
+        self.inserted(D::TABLE, compares, written.is_ok());
         written
     }
+}
 
-    async fn write<D: DataRow>(&self, chunk: &ChunkRows<D>, place: Place, retry: u32) -> Result<(), InsertError> {
-        let token = D::TABLE.token(chunk.partition, chunk.first, retry);
-        let mut insert = self.open::<D>(&token).await?;
-        for row in &chunk.data {
-            insert.write(&D::data(row, place)).await?;
-        }
-        for row in &chunk.dead {
-            insert.write(&D::Raw::dead(row, place)).await?;
-        }
-        for (source, state) in &chunk.sources {
-            insert.write(&D::Raw::source(source.0, state, place)).await?;
-        }
-        let figures = Figures { end: chunk.end, counts: chunk.counts, chain: chunk.chain };
-        insert.write(&D::Raw::chunk(figures, place)).await?;
-        Ok(insert.end().await?)
+async fn write<D: DataRow>(client: &Client, chunk: &ChunkRows<D>, place: Place, retry: u32) -> Result<(), InsertError> {
+    let token = D::TABLE.token(chunk.partition, chunk.first, retry);
+    let mut insert = open::<D>(client, &token).await?;
+    for row in &chunk.data {
+        insert.write(&D::data(row, place)).await?;
     }
+    for row in &chunk.dead {
+        insert.write(&D::Raw::dead(row, place)).await?;
+    }
+    for (source, state) in &chunk.sources {
+        insert.write(&D::Raw::source(source.0, state, place)).await?;
+    }
+    let figures = Figures { end: chunk.end, counts: chunk.counts, chain: chunk.chain };
+    insert.write(&D::Raw::chunk(figures, place)).await?;
+    Ok(insert.end().await?)
+}
 
-    /// Opens an insert with the settings that exactness rests on. The columns of the table are asked once and kept.
-    async fn open<D: DataRow>(&self, token: &str) -> Result<Insert<D::Raw>, InsertError>
-    where
-        D::Raw: Row,
-    {
-        let client = self.writer(D::TABLE);
-        let asked = client.insert::<D::Raw>(D::TABLE.name());
-        let insert = tokio::time::timeout(SEND_DEADLINE, asked)
-            .await
-            .map_err(|_| InsertError::Unknown("the table's columns were not told in time".to_owned()))??;
-        let insert = insert.with_timeouts(Some(SEND_DEADLINE), Some(END_DEADLINE));
-        let settled = SETTINGS.into_iter().fold(insert, |insert, (name, value)| insert.with_setting(name, value));
-        Ok(settled.with_setting("insert_deduplication_token", token))
-    }
+/// Opens an insert with the settings that exactness rests on. The columns of the table are asked once and kept.
+async fn open<D: DataRow>(client: &Client, token: &str) -> Result<Insert<D::Raw>, InsertError>
+where
+    D::Raw: Row,
+{
+    let asked = client.insert::<D::Raw>(D::TABLE.name());
+    let insert = tokio::time::timeout(SEND_DEADLINE, asked)
+        .await
+        .map_err(|_| InsertError::Unknown("the table's columns were not told in time".to_owned()))??;
+    let insert = insert.with_timeouts(Some(SEND_DEADLINE), Some(END_DEADLINE));
+    let settled = SETTINGS.into_iter().fold(insert, |insert, (name, value)| insert.with_setting(name, value));
+    Ok(settled.with_setting("insert_deduplication_token", token))
 }
 
 /// What all rows of a chunk have in common.

@@ -117,6 +117,33 @@ fn versions_and_lints_are_written_in_one_place() {
     assert!(broken.is_empty(), "{broken:#?}");
 }
 
+/// The crates and versions that a package needs by a lock file, if it is in it.
+fn locked(lock: &str, package: &str) -> Option<Vec<String>> {
+    let of = lock.split("[[package]]").find(|text| text.contains(&format!("\nname = \"{package}\"\n")))?;
+    Some(of.lines().filter_map(|line| Some(line.strip_prefix(" \"")?.strip_suffix("\",")?.to_owned())).collect())
+}
+
+/// The fuzz targets are a workspace of their own, which nothing here builds.
+#[test]
+fn the_fuzz_targets_lock_what_the_crates_need() {
+    let (metadata, mut broken) = (metadata(), Vec::new());
+    let lock = std::fs::read_to_string(root().join("services/gateway/fuzz/Cargo.lock")).unwrap();
+    assert!(locked(&lock, "gateway").is_some_and(|needs| needs.iter().any(|need| need == "tokio")));
+    for package in metadata.workspace_packages() {
+        let Some(there) = locked(&lock, &package.name) else { continue };
+        let needed = package.dependencies.iter().filter(|need| need.kind != DependencyKind::Development);
+        for need in needed.filter(|need| !need.optional) {
+            if !there.iter().any(|there| there.split(' ').next() == Some(need.name.as_str())) {
+                broken.push(format!("{} needs {}", package.name, need.name));
+            }
+        }
+    }
+    assert!(
+        broken.is_empty(),
+        "services/gateway/fuzz/Cargo.lock is old, run `cargo update --workspace` there: {broken:?}"
+    );
+}
+
 /// Every file below `folder` with one of these endings, build output and fetched tools aside.
 fn files(folder: &Path, endings: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();

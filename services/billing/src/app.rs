@@ -17,7 +17,7 @@ use crate::metrics::BillingMetrics;
 use crate::problem::Problem;
 
 /// How long people wait for figures: ClickHouse answers in a fraction of a second, or something is wrong with it.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 
 /// A future that borrows what it works on.
 pub(crate) type Pending<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;

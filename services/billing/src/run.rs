@@ -14,7 +14,7 @@ use stream::kafka::KafkaSettings;
 use stream::topics;
 use thiserror::Error as ThisError;
 
-use crate::app::{App, KafkaControl, Parts};
+use crate::app::{ANSWERS_WITHIN, App, KafkaControl, Parts};
 use crate::server;
 use crate::settings::Settings;
 
@@ -74,7 +74,7 @@ pub async fn run(settings: RunSettings, shutdown: Shutdown) -> Result<(), Error>
     let (control, view) = ControlReader::open(&kafka, file("control"), clock.clone())?;
     let (balances, balances_view) = BalancesReader::open(&kafka, file("balances"), Box::new(|_| {}))?;
     let writer = ControlWriter::new(&kafka, view.clone())?.with_clock(clock.clone());
-    let clickhouse = ClickHouse::new(&clickhouse);
+    let clickhouse = ClickHouse::new(&clickhouse).reading_at_most(ANSWERS_WITHIN.as_secs());
     let app = App::new(Parts {
         control: Box::new(KafkaControl { view: view.clone(), writer }),
         balances: balances_view,

@@ -31,11 +31,12 @@ pub(crate) fn until_free(address: SocketAddr) -> std::io::Result<()> {
     }
 }
 
-/// A port of the loopback address that was free a moment ago.
+/// A port of the loopback address that was free a moment ago, other than `taken`, which nobody may listen on yet.
 ///
 /// # Errors
 /// What the system says.
-pub(crate) fn any_free() -> std::io::Result<SocketAddr> {
+pub(crate) fn any_free(taken: SocketAddr) -> std::io::Result<SocketAddr> {
+    let _held = TcpListener::bind(taken);
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
 

@@ -63,31 +63,54 @@ impl Sums {
     }
 }
 
-/// What is kept of a tenant between two events: the calendar costs more than the sums.
+/// What is kept of a tenant: few periods, found in one look, as there may be many tenants.
 #[derive(Debug)]
 struct Tenant {
     /// The zone that its periods were computed in.
     zone: Option<Tz>,
-    /// The period of the event before.
-    period: Option<Period>,
+    /// What it used in each. A calendar costs more than the sums: it is asked where none of them holds a time.
+    periods: Vec<Summed>,
 }
 
 impl Tenant {
-    /// The period that holds a time. A time outside of the calendar has none, and no quota.
-    fn period_of(&mut self, time: Micros) -> Option<Period> {
-        if self.period.is_none_or(|period| !period.contains(time)) {
-            self.period = Period::month_of(time, self.zone.unwrap_or(Tz::UTC)).ok();
+    /// The sums of the period that holds a time. A time outside of the calendar has none, and no quota; neither has a period that
+    /// began before the horizon.
+    fn at(&mut self, time: Micros, horizon: Slot) -> Option<&mut Summed> {
+        let zone = self.zone.unwrap_or(Tz::UTC);
+        let period = match self.periods.iter().find(|summed| summed.period.contains(time)) {
+            Some(summed) => summed.period,
+            None => Period::month_of(time, zone).ok().filter(|period| period.from >= horizon)?,
+        };
+        self.of(period)
+    }
+
+    /// The sums of a period, which begin with nothing.
+    fn of(&mut self, period: Period) -> Option<&mut Summed> {
+        let at = self.periods.iter().position(|summed| summed.period == period).unwrap_or(self.periods.len());
+        if at == self.periods.len() {
+            self.periods.push(Summed { period, models: BTreeMap::new(), is_dirty: false });
         }
-        self.period
+        self.periods.get_mut(at)
     }
 }
 
 /// What was used in a period.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Summed {
+    period: Period,
+    /// Empty where there are only corrections.
     models: BTreeMap<ModelId, Sums>,
-    /// Whether it is surely among what is to be published.
+    /// Whether it is among what is to be published.
     is_dirty: bool,
+}
+
+impl Summed {
+    /// It is to be published.
+    fn mark(&mut self, tenant: &TenantId, dirty: &mut Vec<Key>) {
+        if !std::mem::replace(&mut self.is_dirty, true) {
+            dirty.push((tenant.clone(), self.period));
+        }
+    }
 }
 
 /// The balances of one partition of the tokens topic.
@@ -98,11 +121,10 @@ pub(crate) struct Balances {
     offset: i64,
     /// Periods that began before have no balance.
     horizon: Slot,
-    sums: BTreeMap<Key, Summed>,
+    tenants: HashMap<TenantId, Tenant>,
     /// Of the tenants whose usage is in this partition.
     corrections: Corrections,
-    dirty: BTreeSet<Key>,
-    tenants: HashMap<TenantId, Tenant>,
+    dirty: Vec<Key>,
     /// Tenants that control did not know, since this was asked last.
     unknown: u64,
 }
@@ -121,9 +143,8 @@ impl Balances {
         totals: &[PartitionTotal],
         zones: &impl Zones,
     ) -> Self {
-        let (sums, dirty, tenants) = (BTreeMap::new(), BTreeSet::new(), HashMap::new());
-        let corrections = BTreeMap::new();
-        let mut balances = Self { partition, offset, horizon, sums, corrections, dirty, tenants, unknown: 0 };
+        let (tenants, corrections, dirty) = (HashMap::new(), Corrections::new(), Vec::new());
+        let mut balances = Self { partition, offset, horizon, tenants, corrections, dirty, unknown: 0 };
         for total in totals {
             balances.add(
                 &Use {
@@ -156,22 +177,15 @@ impl Balances {
             None => {
                 let zone = zones.zone(used.tenant);
                 self.unknown += u64::from(zone.is_none());
-                self.tenants.entry(used.tenant.clone()).or_insert(Tenant { zone, period: None })
+                self.tenants.entry(used.tenant.clone()).or_insert(Tenant { zone, periods: Vec::new() })
             }
         };
-        let Some(period) = known.period_of(used.occurred_at) else { return };
-        if period.from < self.horizon {
-            return;
-        }
-        let key = (used.tenant.clone(), period);
-        let summed = self.sums.entry(key.clone()).or_default();
+        let Some(summed) = known.at(used.occurred_at, self.horizon) else { return };
         match summed.models.get_mut(used.model) {
             Some(sums) => sums.add(used),
             None => summed.models.entry(used.model.clone()).or_default().add(used),
         }
-        if !std::mem::replace(&mut summed.is_dirty, true) {
-            self.dirty.insert(key);
-        }
+        summed.mark(used.tenant, &mut self.dirty);
     }
 
     /// Takes the corrections that control holds now, of the tenants that belong here. Those that were not there before are to be
@@ -193,8 +207,11 @@ impl Balances {
             models.entry(one.model.clone()).or_default().correct(&one.deltas);
         }
         let changed = |key: &&Key| corrections.get(*key) != self.corrections.get(*key);
-        let changed: Vec<Key> = corrections.keys().chain(self.corrections.keys()).filter(changed).cloned().collect();
-        self.dirty.extend(changed);
+        for (tenant, period) in corrections.keys().chain(self.corrections.keys()).filter(changed) {
+            let zone = zones.zone(tenant);
+            let known = self.tenants.entry(tenant.clone()).or_insert(Tenant { zone, periods: Vec::new() });
+            known.of(*period).into_iter().for_each(|summed| summed.mark(tenant, &mut self.dirty));
+        }
         self.corrections = corrections;
     }
 
@@ -213,11 +230,13 @@ impl Balances {
     pub(crate) fn refresh(&mut self, now: Micros) {
         self.horizon = self.horizon.max(horizon(now));
         let horizon = self.horizon;
-        self.sums.retain(|(_, period), _| period.from >= horizon);
         self.corrections.retain(|(_, period), _| period.from >= horizon);
         let recent = |period: &Period| period.to.start().0.saturating_add(FRESH_MICROS) > now.0;
-        let known = self.sums.keys().chain(self.corrections.keys());
-        self.dirty.extend(known.filter(|(_, period)| recent(period)).cloned());
+        for (id, tenant) in &mut self.tenants {
+            tenant.periods.retain(|summed| summed.period.from >= horizon);
+            let recent = tenant.periods.iter_mut().filter(|summed| recent(&summed.period));
+            recent.for_each(|summed| summed.mark(id, &mut self.dirty));
+        }
     }
 
     /// Whether something is to be published.
@@ -227,54 +246,54 @@ impl Balances {
 
     /// What is to be published; it then counts as published.
     pub(crate) fn take_dirty(&mut self, control_offset: i64, now: Micros) -> Vec<BalanceUpdated> {
-        let dirty = std::mem::take(&mut self.dirty);
-        for key in &dirty {
-            if let Some(summed) = self.sums.get_mut(key) {
-                summed.is_dirty = false;
-            }
-        }
-        dirty.iter().filter_map(|key| self.updated(key, control_offset, now)).collect()
+        let (dirty, tenants) = (std::mem::take(&mut self.dirty), &mut self.tenants);
+        let updated = |key: Key| {
+            let summed = tenants.get_mut(&key.0)?.periods.iter_mut().find(|summed| summed.period == key.1)?;
+            summed.is_dirty = false;
+            let usage = usage(&summed.models, self.corrections.get(&key));
+            (!usage.is_empty()).then_some(BalanceUpdated {
+                tenant_id: key.0,
+                period_from: key.1.from.start(),
+                period_to: key.1.to.start(),
+                partition: self.partition,
+                as_of: self.offset,
+                control_offset,
+                published_at: now,
+                usage,
+            })
+        };
+        dirty.into_iter().filter_map(updated).collect()
     }
 
     /// These were not published after all.
     pub(crate) fn unpublished(&mut self, updates: &[BalanceUpdated]) {
-        let span = |update: &BalanceUpdated| {
-            let slot = |micros: Micros| Slot(micros.0.div_euclid(SLOT_MICROS));
-            Period { from: slot(update.period_from), to: slot(update.period_to) }
-        };
-        self.dirty.extend(updates.iter().map(|update| (update.tenant_id.clone(), span(update))));
-    }
-
-    fn updated(&self, key: &Key, control_offset: i64, now: Micros) -> Option<BalanceUpdated> {
-        let (none, zero) = (BTreeMap::new(), Sums::default());
-        let (sums, corrections) = (self.sums.get(key).map(|summed| &summed.models), self.corrections.get(key));
-        if sums.is_none() && corrections.is_none() {
-            return None;
+        let slot = |micros: Micros| Slot(micros.0.div_euclid(SLOT_MICROS));
+        for update in updates {
+            let period = Period { from: slot(update.period_from), to: slot(update.period_to) };
+            let Some(known) = self.tenants.get_mut(&update.tenant_id) else { continue };
+            let found = known.periods.iter_mut().find(|summed| summed.period == period);
+            found.into_iter().for_each(|summed| summed.mark(&update.tenant_id, &mut self.dirty));
         }
-        let (sums, corrections) = (sums.unwrap_or(&none), corrections.unwrap_or(&none));
-        let models: BTreeSet<&ModelId> = sums.keys().chain(corrections.keys()).collect();
-        let usage = models.into_iter().map(|model| {
-            let (sum, more) = (sums.get(model).unwrap_or(&zero), corrections.get(model).unwrap_or(&zero));
-            ModelUsage {
-                model: model.clone(),
-                input: shown(sum.input, more.input),
-                cached_input: shown(sum.cached_input, more.cached_input),
-                output: shown(sum.output, more.output),
-                reasoning: shown(sum.reasoning, more.reasoning),
-                requests: shown(sum.requests, more.requests),
-            }
-        });
-        Some(BalanceUpdated {
-            tenant_id: key.0.clone(),
-            period_from: key.1.from.start(),
-            period_to: key.1.to.start(),
-            partition: self.partition,
-            as_of: self.offset,
-            control_offset,
-            published_at: now,
-            usage: usage.collect(),
-        })
     }
+}
+
+/// What is published of a period, by model. Nothing where there is neither usage nor a correction.
+fn usage(sums: &BTreeMap<ModelId, Sums>, corrections: Option<&BTreeMap<ModelId, Sums>>) -> Vec<ModelUsage> {
+    let (none, zero) = (BTreeMap::new(), Sums::default());
+    let corrections = corrections.unwrap_or(&none);
+    let models: BTreeSet<&ModelId> = sums.keys().chain(corrections.keys()).collect();
+    let usage = models.into_iter().map(|model| {
+        let (sum, more) = (sums.get(model).unwrap_or(&zero), corrections.get(model).unwrap_or(&zero));
+        ModelUsage {
+            model: model.clone(),
+            input: shown(sum.input, more.input),
+            cached_input: shown(sum.cached_input, more.cached_input),
+            output: shown(sum.output, more.output),
+            reasoning: shown(sum.reasoning, more.reasoning),
+            requests: shown(sum.requests, more.requests),
+        }
+    });
+    usage.collect()
 }
 
 #[cfg(test)]
@@ -298,6 +317,12 @@ mod tests {
 
     fn id(text: &str) -> TenantId {
         text.parse().unwrap()
+    }
+
+    /// By tenant and period.
+    fn sorted(mut published: Vec<BalanceUpdated>) -> Vec<BalanceUpdated> {
+        published.sort_by_key(|balance| (balance.tenant_id.clone(), balance.period_from));
+        published
     }
 
     const NOW: &str = "2026-04-10T00:00:00Z";
@@ -339,7 +364,7 @@ mod tests {
         // 22:30 UTC on March 31 is April in Berlin.
         put(&mut balances, 0, &acme, "2026-03-31T22:30:00Z", 1, &zones);
         put(&mut balances, 1, &ghost, "2026-03-31T22:30:00Z", 1, &zones);
-        let published = balances.take_dirty(0, at(NOW));
+        let published = sorted(balances.take_dirty(0, at(NOW)));
         assert_eq!(published[0].period_from, at("2026-03-31T22:00:00Z"));
         assert_eq!(published[1].period_from, at("2026-03-01T00:00:00Z"));
         assert_eq!((balances.take_unknown(), balances.take_unknown()), (1, 0));
@@ -386,7 +411,7 @@ mod tests {
         let less = [made("acme", NOW, -30), made("acme", "2026-03-02T00:00:00Z", 5), made("elsewhere", NOW, 9)];
         balances.correct(less.iter(), |tenant| *tenant == acme, &zones);
         let output = |balances: &mut Balances| {
-            let published = balances.take_dirty(8, at(NOW));
+            let published = sorted(balances.take_dirty(8, at(NOW)));
             published.iter().map(|update| (update.usage[0].output, update.usage[0].requests)).collect::<Vec<_>>()
         };
         assert_eq!(output(&mut balances), [(5, 1), (70, 0)], "March and April, and of nobody else");
@@ -420,7 +445,7 @@ mod tests {
                     balances.take(offset as i64, Some(&one), &zones);
                 }
                 balances.refresh(at(NOW));
-                balances.take_dirty(0, at(NOW))
+                sorted(balances.take_dirty(0, at(NOW)))
             };
             let cut = cut.index(uses.len());
             let totals: Vec<_> = uses[..cut].iter().map(|one| {

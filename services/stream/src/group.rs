@@ -19,6 +19,9 @@ use crate::quiet;
 
 /// A member that says nothing for so long has lost its partitions to the others.
 const SESSION: Duration = Duration::from_secs(10);
+/// The others join anew within so long when somebody comes or goes, and whoever asked to join waits no longer for the answer before it
+/// asks again: a broker that loses its group meanwhile may never give it.
+const REBALANCE: Duration = Duration::from_secs(20);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The group's client is served so often.
 const POLL: Duration = Duration::from_millis(200);
@@ -136,6 +139,7 @@ fn client(
         .set("group.instance.id", name)
         .set("partition.assignment.strategy", "cooperative-sticky")
         .set("session.timeout.ms", SESSION.as_millis().to_string())
+        .set("max.poll.interval.ms", REBALANCE.as_millis().to_string())
         .set("heartbeat.interval.ms", HEARTBEAT.as_millis().to_string())
         .create_with_context(division)
         .map_err(|source| failed(group, source))

@@ -63,7 +63,7 @@ fn blocking(settings: &KafkaSettings) -> Result<Launch, KafkaError> {
     free(settings.listen)?;
     let controller = match settings.controller {
         Some(address) => free(address).map(|()| address)?,
-        None => port::any_free().map_err(KafkaError::file(&folder))?,
+        None => port::any_free(settings.listen).map_err(KafkaError::file(&folder))?,
     };
     write(&folder.join("log4j2.xml"), LOG4J)?;
     write(&folder.join("server.properties"), &properties(settings, controller, "log"))?;

@@ -41,6 +41,8 @@ pub(super) struct Failed<'a> {
 pub(super) struct Choice {
     pub(super) id: TenantId,
     pub(super) name: String,
+    /// Its currency is one that can be paid in: a canary's is XTS, ISO's for tests.
+    is_billed: bool,
 }
 
 /// The page of one tenant.
@@ -79,7 +81,10 @@ impl Dashboard {
     pub(super) async fn of(app: &App, caller: &Caller, asked: Option<TenantId>) -> Result<Self, Problem> {
         let control = app.control()?;
         let choice = |(id, document): (&str, &Document)| match document {
-            Document::Tenant(tenant) => Some(Choice { id: id.parse().ok()?, name: tenant.name.clone() }),
+            Document::Tenant(tenant) => {
+                let is_billed = tenant.currency.code() != "XTS";
+                Some(Choice { id: id.parse().ok()?, name: tenant.name.clone(), is_billed })
+            }
             _ => None,
         };
         let admin = *caller == Caller::Admin;
@@ -101,9 +106,11 @@ impl Dashboard {
     }
 }
 
-/// The tenant whose balance is the largest in its current period; the first one while nobody used anything.
+/// The tenant whose balance is the largest in its current period, the first of several; a canary only where there is no other.
 fn busiest(app: &App, caller: &Caller, choices: &[Choice]) -> Option<TenantId> {
-    let used = |choice: &&Choice| balance::balance(app, caller, &choice.id).map_or(0, |balance| balance.tokens);
+    let used = |choice: &&Choice| {
+        (choice.is_billed, balance::balance(app, caller, &choice.id).map_or(0, |balance| balance.tokens))
+    };
     choices.iter().rev().max_by_key(used).map(|choice| choice.id.clone())
 }
 

@@ -90,6 +90,10 @@ async fn the_admin_chooses_a_tenant() {
     billing.put("tenants/aaa-idle", &idle).await;
     let first = page(&billing, "/console", Some(ADMIN)).await;
     assert!(first.text.contains("<h2>The acme company"), "who uses most is shown first: {}", first.text);
+    let canary = serde_json::json!({"name": "Acme", "plan": "free", "currency": "XTS", "time_zone": "UTC"});
+    billing.put("tenants/acme", &canary).await;
+    let first = page(&billing, "/console", Some(ADMIN)).await;
+    assert!(!first.text.contains("<h2>Acme"), "a canary is no customer: {}", first.text);
     let empty = page(&Billing::empty(), "/console", Some(ADMIN)).await;
     assert!(empty.text.contains("no tenant yet"), "{}", empty.text);
 }
